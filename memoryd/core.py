@@ -1,0 +1,228 @@
+"""The nouns that every part of memoryd shares. Plain data: no I/O, no tensors, no protobuf."""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+MetadataValue = str | float | bool | datetime
+Metadata = Mapping[str, MetadataValue]
+
+DEFAULT_TENANT = "default"
+
+
+class Kind(enum.StrEnum):
+    """What a document is."""
+
+    TEXT = "text"
+    MESSAGES = "messages"
+
+
+class Stage(enum.IntEnum):
+    """How far a document has come; the numbers are those of the proto."""
+
+    STORED = 1
+    SEARCHABLE = 2
+    COMPRESSED = 3
+    LEARNED = 4
+
+
+class JobKind(enum.StrEnum):
+    """What a job does."""
+
+    COMPRESS = "compress"  # chunk, index and compress one document
+    ERASE = "erase"  # purge what a deleted document or memory left
+    REINDEX = "reindex"  # rebuild a tenant's vectors from kept text
+
+
+class JobState(enum.IntEnum):
+    """A job's state; the numbers are those of the proto."""
+
+    PENDING = 1
+    RUNNING = 2
+    SUCCEEDED = 3
+    CANCELLED = 4
+    DEAD = 5
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.CANCELLED, JobState.DEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """The isolation boundary."""
+
+    id: str
+    display_name: str
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key that resolves to exactly one tenant; only the hash of its secret is kept."""
+
+    tenant: str
+    id: str
+    display_name: str
+    prefix: str
+    create_time: datetime
+    revoke_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is remembered about one user, agent, team or project."""
+
+    tenant: str
+    id: str
+    display_name: str
+    description: str
+    metadata: Metadata
+    create_time: datetime
+    update_time: datetime
+    document_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text, or a conversation of messages, written to a memory. `blob` is the key of its text."""
+
+    tenant: str
+    memory: str
+    id: str
+    kind: Kind
+    title: str
+    metadata: Metadata
+    sha256: str
+    size_bytes: int
+    blob: str
+    create_time: datetime
+    stage: Stage = Stage.STORED
+    token_count: int = 0
+    chunk_count: int = 0
+    passage_count: int = 0
+    job: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The unit of compression: a span of a document of at most 512 base-model tokens.
+
+    `start`/`end` count characters, `byte_start`/`byte_end` bytes of the UTF-8 text; `sha256` is of those bytes, so that a
+    range read can be verified. `embeddings` is the blob key of its compressed embeddings, empty until they are made by the
+    compressor of fingerprint `compressor`.
+    """
+
+    document: str
+    ordinal: int
+    start: int
+    end: int
+    byte_start: int
+    byte_end: int
+    tokens: int
+    sha256: str
+    compressor: str = ""
+    embeddings: str = ""
+    soft_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """The unit of retrieval: a sub-span of one chunk that fits the retrieval encoder."""
+
+    document: str
+    ordinal: int
+    chunk: int
+    start: int
+    end: int
+    byte_start: int
+    byte_end: int
+    tokens: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.document}-{self.ordinal}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+    speaker: str = ""
+    time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Makes a repeat harmless: the caller's `request_id` and a digest of what was asked."""
+
+    id: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Durable background work. `receipt` is what a succeeded job reports."""
+
+    tenant: str
+    id: str
+    kind: JobKind
+    target: str
+    create_time: datetime
+    state: JobState = JobState.PENDING
+    stage: str = ""
+    done: int = 0
+    total: int = 0
+    rate: float = 0.0
+    attempts: int = 0
+    error: str = ""
+    payload: Mapping[str, str] = field(default_factory=dict)
+    receipt: Mapping[str, str | int] = field(default_factory=dict)
+    end_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a tenant holds and has used."""
+
+    memories: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    passages: int = 0
+    answers: int = 0
+    searches: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+def new_id() -> str:
+    """24 characters that sort by time of making: 12 hex digits of milliseconds, 12 of randomness."""
+    return f"{int(datetime.now(UTC).timestamp() * 1000):012x}{secrets.token_hex(6)}"
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def document_prefix(tenant: str, memory: str, document: str) -> str:
+    """Blob prefix under which all bytes of one document lie, so that erasing it is one delete."""
+    return f"{tenant}/{memory}/{document}/"
+
+
+def memory_name(memory: str) -> str:
+    return f"memories/{memory}"
+
+
+def document_name(memory: str, document: str) -> str:
+    return f"memories/{memory}/documents/{document}"
+
+
+def operation_name(job: str) -> str:
+    return f"operations/{job}"

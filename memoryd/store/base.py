@@ -1,0 +1,333 @@
+"""What memoryd asks of its stores. Every method that reads or writes a tenant's data takes the tenant first and is scoped
+by it inside the store: a wrong tenant finds nothing.
+
+Ledger and blobs hold the truth; the index can be rebuilt from them and the cache dropped at any time. All methods block and
+may be called from several threads; the daemon calls them through `asyncio.to_thread`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, Protocol, TypeVar
+
+from memoryd.core import (
+    ApiKey,
+    Chunk,
+    Document,
+    Job,
+    Kind,
+    Memory,
+    Metadata,
+    Passage,
+    Request,
+    Stage,
+    Tenant,
+    Usage,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page, oldest first; `next_token` is empty on the last."""
+
+    items: Sequence[T]
+    next_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write did: the document, its job, and whether the memory held that content already."""
+
+    document: Document
+    job: Job
+    already_stored: bool
+
+
+class Ledger(Protocol):
+    """The truth: rows."""
+
+    # tenants and keys
+    def create_tenant(self, tenant: str, display_name: str) -> Tenant:
+        """AlreadyExists where there is one."""
+
+    def ensure_tenant(self, tenant: str) -> None:
+        """Creates it where there is none."""
+
+    def get_tenant(self, tenant: str) -> Tenant:
+        """NotFound."""
+
+    def list_tenants(self, page_size: int, page_token: str) -> Page[Tenant]: ...
+
+    def create_key(self, tenant: str, display_name: str, secret_sha256: str, prefix: str) -> ApiKey:
+        """NotFound where there is no such tenant."""
+
+    def find_key(self, secret_sha256: str) -> ApiKey | None:
+        """The key, revoked or not; None where there is none."""
+
+    def list_keys(self, tenant: str) -> Sequence[ApiKey]: ...
+
+    def revoke_key(self, tenant: str, key: str) -> None:
+        """NotFound; a second time does nothing."""
+
+    # memories
+    def create_memory(
+        self, tenant: str, memory: str, display_name: str, description: str, metadata: Metadata, request: Request | None
+    ) -> Memory:
+        """`memory` empty: an id is made. AlreadyExists; RequestIdReused."""
+
+    def get_memory(self, tenant: str, memory: str) -> Memory:
+        """NotFound."""
+
+    def list_memories(self, tenant: str, page_size: int, page_token: str) -> Page[Memory]: ...
+
+    def update_memory(
+        self,
+        tenant: str,
+        memory: str,
+        request: Request | None,
+        *,
+        display_name: str | None = None,
+        description: str | None = None,
+        metadata: Metadata | None = None,
+    ) -> Memory:
+        """None leaves a value as it is. NotFound; RequestIdReused."""
+
+    def delete_memory(self, tenant: str, memory: str, request: Request | None) -> Job:
+        """One transaction: the memory and its documents are unreachable, their jobs cancelled, an ERASE job is pending
+        (target: the memory's name; payload: memory). NotFound; a repeat of the same request returns the same job."""
+
+    # documents
+    def find_content(self, tenant: str, memory: str, sha256: str) -> Document | None:
+        """The document of this content, where the memory holds it."""
+
+    def find_request(self, tenant: str, request: Request) -> str | None:
+        """What an earlier call of this request made (a document's, memory's or job's id). RequestIdReused where the
+        digest differs."""
+
+    def write_document(
+        self,
+        tenant: str,
+        memory: str,
+        document: str,
+        kind: Kind,
+        title: str,
+        metadata: Metadata,
+        sha256: str,
+        size_bytes: int,
+        blob: str,
+        request: Request | None,
+    ) -> Written:
+        """One transaction: the row and its COMPRESS job (target: the document's name; payload: memory, document). Where
+        the memory holds that content, or the request came before, nothing is added and what is there is returned with
+        already_stored. NotFound where there is no such memory; RequestIdReused."""
+
+    def get_document(self, tenant: str, memory: str, document: str) -> Document:
+        """NotFound."""
+
+    def get_documents(self, tenant: str, documents: Sequence[str]) -> dict[str, Document]:
+        """Those of the ids that exist and are not deleted."""
+
+    def list_documents(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Document]:
+        """NotFound where there is no such memory."""
+
+    def delete_document(self, tenant: str, memory: str, document: str, request: Request | None) -> Job:
+        """As delete_memory, for one document (payload: memory, document)."""
+
+    def set_stage(self, tenant: str, document: str, stage: Stage) -> bool:
+        """Moves a document on (never back). False where it is deleted."""
+
+    def reset_document(self, tenant: str, document: str) -> bool:
+        """Back to STORED without chunks and passages, before it is chunked anew. False where it is deleted."""
+
+    def add_chunks(self, tenant: str, document: str, chunks: Sequence[Chunk], passages: Sequence[Passage]) -> bool:
+        """Appends, and adds to the document's counts. Repeats of the same ordinals are ignored. False where deleted."""
+
+    def chunks(self, tenant: str, document: str, after: int = -1, limit: int = 256) -> Sequence[Chunk]:
+        """By ordinal, those above `after`."""
+
+    def passages(self, tenant: str, document: str, after: int = -1, limit: int = 256) -> Sequence[Passage]:
+        """By ordinal, those above `after`."""
+
+    def get_passages(self, tenant: str, passages: Sequence[str]) -> dict[str, Passage]:
+        """By passage id; only of documents that are not deleted."""
+
+    def get_chunks(self, tenant: str, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Chunk]:
+        """By (document, ordinal); only of documents that are not deleted."""
+
+    def set_embeddings(self, tenant: str, document: str, chunks: Sequence[Chunk]) -> bool:
+        """Records compressor, embeddings and soft_tokens of these chunks. False where the document is deleted."""
+
+    def erase_rows(self, tenant: str, memory: str, document: str = "") -> int:
+        """Removes the rows of a deleted document, or of a deleted memory and all its documents; returns how many
+        documents. Live ones are never touched."""
+
+    def deleted_documents(self, tenant: str, memory: str, document: str = "") -> Sequence[Document]:
+        """The deleted documents that an ERASE job is to purge (one, or all of a deleted memory)."""
+
+    def token_count(self, tenant: str, memories: Sequence[str]) -> int:
+        """Base-model tokens of all documents of these memories."""
+
+    def documents_below(self, stage: Stage, limit: int = 1000) -> Sequence[Document]:
+        """Of every tenant, live documents below a stage that no unfinished job works on (for integrity checks)."""
+
+    def all_documents(self, tenant: str, after: str = "", limit: int = 256) -> Sequence[Document]:
+        """A tenant's live documents by id, those above `after` (for reindexing)."""
+
+    # jobs
+    def add_job(self, tenant: str, kind: str, target: str, payload: dict[str, str]) -> Job: ...
+
+    def get_job(self, tenant: str, job: str) -> Job:
+        """NotFound."""
+
+    def list_jobs(self, tenant: str, page_size: int, page_token: str) -> Page[Job]: ...
+
+    def claim_job(self, owner: str, lease_seconds: float) -> Job | None:
+        """The next job of any tenant that is due (pending, or running with its lease run out), now RUNNING with one more
+        attempt and leased to `owner`. Tenants take turns: the tenant with the fewest running jobs goes first, then the
+        oldest job. None where there is nothing due."""
+
+    def heartbeat(
+        self, tenant: str, job: str, owner: str, lease_seconds: float, stage: str, done: int, total: int, rate: float
+    ) -> bool:
+        """Renews the lease and records progress. False where the job is no longer the owner's (cancelled, taken)."""
+
+    def release_job(self, tenant: str, job: str, owner: str) -> None:
+        """Back to PENDING at once, the attempt uncounted: the daemon drains."""
+
+    def finish_job(self, tenant: str, job: str, owner: str, receipt: dict[str, str | int]) -> bool:
+        """SUCCEEDED. False where no longer the owner's."""
+
+    def fail_job(self, tenant: str, job: str, owner: str, error: str, retry_at: datetime | None) -> bool:
+        """PENDING again, due at `retry_at`; DEAD where None. False where no longer the owner's."""
+
+    def cancel_job(self, tenant: str, job: str) -> Job:
+        """CANCELLED, unless it has ended; FailedPrecondition for an ERASE job (what is deleted stays deleted). NotFound."""
+
+    def retry_job(self, tenant: str, job: str) -> Job:
+        """A DEAD or CANCELLED job is PENDING again with no attempts. FailedPrecondition otherwise, or where its document is
+        deleted. NotFound."""
+
+    # usage
+    def add_usage(
+        self, tenant: str, *, answers: int = 0, searches: int = 0, prompt_tokens: int = 0, output_tokens: int = 0
+    ) -> None: ...
+
+    def usage(self, tenant: str) -> Usage: ...
+
+    def close(self) -> None: ...
+
+
+class BlobWriter(Protocol):
+    """A blob being written: nothing is visible until commit."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def commit(self, key: str) -> None:
+        """Durable and visible under the key at once, or not at all."""
+
+    def abort(self) -> None:
+        """Leaves nothing. Harmless after commit."""
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, in hex."""
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+
+
+class Blobs(Protocol):
+    """The truth: texts, embeddings. Keys begin with `tenant/`; a key of another tenant is refused with NotFound."""
+
+    def put(self, tenant: str, key: str, data: bytes) -> None:
+        """Writes beside, flushes to disk, renames: whole or not at all. ResourceExhausted on a full disk."""
+
+    def writer(self, tenant: str) -> BlobWriter:
+        """For data that does not fit in memory."""
+
+    def get(self, tenant: str, key: str, sha256: str = "") -> bytes:
+        """NotFound; DataLoss where the checksum (if given) differs."""
+
+    def read_range(self, tenant: str, key: str, start: int, end: int, sha256: str = "") -> bytes:
+        """Bytes [start, end). NotFound; DataLoss where the checksum (if given) differs."""
+
+    def stream(self, tenant: str, key: str, sha256: str = "", block: int = 1 << 20) -> Iterator[bytes]:
+        """In blocks; DataLoss at the end where the checksum (if given) differs."""
+
+    def delete_prefix(self, tenant: str, prefix: str) -> int:
+        """Deletes all under it; returns how many blobs there were."""
+
+    def sweep(self, older_than_seconds: float) -> int:
+        """Removes abandoned temporary files of writers that never committed; returns how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """A passage to index. `vector` is float32 little-endian bytes of the retrieval encoder's dimension."""
+
+    passage: str
+    memory: str
+    document: str
+    text: str
+    vector: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A passage that was found; a higher score is better."""
+
+    passage: str
+    document: str
+    memory: str
+    score: float
+
+
+class Index(Protocol):
+    """Rebuildable: passages by vector and by words. Tenant is the partition key and in every filter.
+
+    All raise Unavailable where the server is down.
+    """
+
+    def upsert(self, tenant: str, rows: Sequence[IndexRow]) -> None:
+        """Visible to searches when it returns."""
+
+    def search_dense(self, tenant: str, memories: Sequence[str], vector: bytes, limit: int) -> Sequence[Hit]:
+        """By cosine similarity."""
+
+    def search_text(self, tenant: str, memories: Sequence[str], query: str, limit: int) -> Sequence[Hit]:
+        """By BM25."""
+
+    def delete_document(self, tenant: str, memory: str, document: str) -> int:
+        """Returns how many vectors there were."""
+
+    def delete_memory(self, tenant: str, memory: str) -> int:
+        """Returns how many vectors there were."""
+
+    def count(self, tenant: str) -> int: ...
+
+    def flush(self) -> None:
+        """Unflushed rows are slow to search; called now and then in the background."""
+
+    def drop(self) -> None:
+        """Forgets everything, of every tenant, before it is rebuilt."""
+
+    def close(self) -> None: ...
+
+
+class Cache(Protocol):
+    """Droppable: a miss, an eviction or a dead server is never an error, only slower."""
+
+    def get_many(self, tenant: str, keys: Sequence[str]) -> dict[str, bytes]:
+        """Those that are there."""
+
+    def put(self, tenant: str, key: str, value: bytes) -> None: ...
+
+    def delete_prefix(self, tenant: str, prefix: str) -> int:
+        """Returns how many there were. Raises Unavailable where it cannot be sure: erasing must be certain."""
+
+    def close(self) -> None: ...
