@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
 SITE = Path(grpc_tools.__file__).parent.parent
 CLIENT_SET = ROOT / "clients" / "python" / "memoryd_client" / "api.binpb"
+ERROR_DETAILS = "google/rpc/error_details.proto"  # no service names it, and the client reads it from failed calls
 
 
 def _run(*args: str) -> None:
@@ -48,7 +49,7 @@ def main() -> None:
             "buf/validate/validate.proto",
         )
         CLIENT_SET.parent.mkdir(parents=True, exist_ok=True)
-        _run(*common, "--include_imports", f"--descriptor_set_out={CLIENT_SET}", *public)
+        _run(*common, "--include_imports", f"--descriptor_set_out={CLIENT_SET}", *public, ERROR_DETAILS)
         if len(sys.argv) > 1:  # for `buf lint`: every source, with its comments
             _run(*common, "--include_imports", "--include_source_info", f"--descriptor_set_out={sys.argv[1]}", *sources)
     for path in [*ROOT.glob("memoryd/v1/*_pb2*.py*"), *ROOT.glob("memoryd/worker/v1/*_pb2*.py*")]:
