@@ -161,9 +161,9 @@ class Ledger(Protocol):
     def set_embeddings(self, tenant: str, document: str, chunks: Sequence[Chunk]) -> bool:
         """Records compressor, embeddings and soft_tokens of these chunks. False where the document is deleted."""
 
-    def erase_rows(self, tenant: str, memory: str, document: str = "") -> int:
-        """Removes the rows of a deleted document, or of a deleted memory and all its documents; returns how many
-        documents. Live ones are never touched."""
+    def erase_rows(self, tenant: str, memory: str, documents: Sequence[str]) -> int:
+        """Removes the rows of these deleted documents (those whose blobs and vectors are purged), and of deleted memories
+        of that id that hold no document any more; returns how many documents. Live ones are never touched."""
 
     def deleted_documents(self, tenant: str, memory: str, document: str = "") -> Sequence[Document]:
         """The deleted documents that an ERASE job is to purge (one, or all of a deleted memory)."""
@@ -196,7 +196,7 @@ class Ledger(Protocol):
         """Renews the lease and records progress. False where the job is no longer the owner's (cancelled, taken)."""
 
     def release_job(self, tenant: str, job: str, owner: str) -> None:
-        """Back to PENDING at once, the attempt uncounted: the daemon drains."""
+        """Back to PENDING, behind those that wait, the attempt uncounted: a long job gives way, or the daemon drains."""
 
     def finish_job(self, tenant: str, job: str, owner: str, receipt: dict[str, str | int]) -> bool:
         """SUCCEEDED. False where no longer the owner's."""

@@ -1,0 +1,60 @@
+"""What the parts of the SQL ledger share: the database, and requests that make a repeat harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from sqlalchemy import Connection, insert, select
+
+from memoryd.core import Request, now
+from memoryd.errors import NotFound, RequestIdReused
+from memoryd.store.database import Database
+from memoryd.store.schema import requests, tenants
+
+T = TypeVar("T")
+
+BATCH = 500  # values of one IN list
+
+
+class LedgerPart:
+    """A part of `SqlLedger`."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+
+def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """The items in pieces that one statement takes."""
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
+
+
+def result_of(conn: Connection, tenant: str, request: Request | None) -> str | None:
+    """What an earlier call of this request made. RequestIdReused where the digest differs."""
+    if request is None:
+        return None
+    row = conn.execute(
+        select(requests.c.digest, requests.c.result).where(requests.c.tenant == tenant, requests.c.id == request.id)
+    ).first()
+    if row is None:
+        return None
+    if row.digest != request.digest:
+        raise RequestIdReused("this request_id was used for a different request")
+    return str(row.result)
+
+
+def remember(conn: Connection, tenant: str, request: Request | None, result: str) -> None:
+    """Records what this request made."""
+    if request is not None:
+        conn.execute(
+            insert(requests).values(
+                tenant=tenant, id=request.id, digest=request.digest, result=result, create_time=now()
+            )
+        )
+
+
+def require_tenant(conn: Connection, tenant: str) -> None:
+    """NotFound."""
+    if conn.execute(select(tenants.c.tenant).where(tenants.c.tenant == tenant)).first() is None:
+        raise NotFound("no such tenant")
