@@ -149,6 +149,18 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """A passage that was found, with its text: `score` is fused, `dense_score` is cosine similarity."""
+
+    passage: Passage
+    memory: str
+    title: str
+    text: str
+    score: float
+    dense_score: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 

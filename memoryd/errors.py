@@ -1,19 +1,19 @@
 """Every error that a caller can see, each with its gRPC status.
 
-    MemorydError                INTERNAL
-    ├── InvalidArgument         INVALID_ARGUMENT     the request can never work as it is
-    ├── NotFound                NOT_FOUND            not there, or another tenant's: the caller can't tell which
-    ├── AlreadyExists           ALREADY_EXISTS
-    │   └── RequestIdReused     ALREADY_EXISTS       same request_id, different request
-    ├── FailedPrecondition      FAILED_PRECONDITION  works after something else was done
-    │   └── FingerprintMismatch FAILED_PRECONDITION  made by another model or compressor
-    ├── Unauthenticated         UNAUTHENTICATED      no key, or a wrong or revoked one
-    ├── PermissionDenied        PERMISSION_DENIED    the key is good, for less than this
-    ├── ResourceExhausted       RESOURCE_EXHAUSTED   too large, too many, disk full
-    ├── DataLoss                DATA_LOSS            bytes are not what their checksum says
-    ├── Cancelled               CANCELLED
-    ├── Unavailable             UNAVAILABLE          a part is restarting: try again
-    └── SettingsError           INVALID_ARGUMENT     a setting is unknown or bad; names the key
+MemorydError                INTERNAL
+├── InvalidArgument         INVALID_ARGUMENT     the request can never work as it is
+├── NotFound                NOT_FOUND            not there, or another tenant's: the caller can't tell which
+├── AlreadyExists           ALREADY_EXISTS
+│   └── RequestIdReused     ALREADY_EXISTS       same request_id, different request
+├── FailedPrecondition      FAILED_PRECONDITION  works after something else was done
+│   └── FingerprintMismatch FAILED_PRECONDITION  made by another model or compressor
+├── Unauthenticated         UNAUTHENTICATED      no key, or a wrong or revoked one
+├── PermissionDenied        PERMISSION_DENIED    the key is good, for less than this
+├── ResourceExhausted       RESOURCE_EXHAUSTED   too large, too many, disk full
+├── DataLoss                DATA_LOSS            bytes are not what their checksum says
+├── Cancelled               CANCELLED
+├── Unavailable             UNAVAILABLE          a part is restarting: try again
+└── SettingsError           INVALID_ARGUMENT     a setting is unknown or bad; names the key
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import grpc
 
 
 class MemorydError(Exception):
-    """The base. `reason` is a stable machine-readable word, `details` short facts: never a document's text or a secret."""
+    """The base. `reason` is a stable machine-readable word, `details` short facts, `violations` the (field, rule) pairs that a
+    request breaks: never a document's text or a secret."""
 
     code: grpc.StatusCode = grpc.StatusCode.INTERNAL
     reason = "INTERNAL"
@@ -34,6 +35,7 @@ class MemorydError(Exception):
         self.message = message
         self.reason = reason or type(self).reason
         self.details = dict(details or {})
+        self.violations: list[tuple[str, str]] = []
 
 
 class InvalidArgument(MemorydError):

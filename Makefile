@@ -1,0 +1,60 @@
+# Two commands are all that a fresh machine needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+GENERATED := memoryd/v1/memory_pb2.py
+DATA ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install proto demo serve test lint format bench quality docs clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) $(GENERATED) ## the virtual environment, with everything in it
+
+# torch comes first, from the constraints: the CPU build where there is no GPU, so that nothing later pulls in CUDA.
+$(STAMP): pyproject.toml constraints.txt clients/python/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ./clients/python --editable ".[dev]"
+	touch $@
+
+proto: $(GENERATED) ## generate the gRPC code
+$(GENERATED): $(STAMP) tools/genproto.py $(shell find proto -name '*.proto')
+	$(BIN)/python tools/genproto.py
+
+demo: install ## start a daemon, write a book into it, ask it questions
+	$(BIN)/memoryd demo
+
+serve: install ## run the daemon
+	$(BIN)/memoryd serve
+
+test: install ## all tests
+	$(BIN)/python -m pytest
+
+lint: install ## proto, style, types
+	$(BIN)/python tools/genproto.py build/api.binpb
+	$(BIN)/buf lint build/api.binpb --config "$$(cat buf.yaml)"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## measure speed; writes docs/figures and the tables made from it
+	$(BIN)/python -m bench
+
+quality: install ## measure answers: make quality DATA=folder
+	@test -n "$(DATA)" || { echo "say where the data is: make quality DATA=folder"; exit 2; }
+	$(BIN)/python -m memoryd.eval.reader --data "$(DATA)"
+
+docs: install ## tables and pictures from docs/figures
+	$(BIN)/python -m memoryd.eval.figures
+
+clean: ## what was generated, but not the virtual environment
+	rm -rf build dist .run memoryd/v1 memoryd/buf memoryd/worker/v1 clients/python/memoryd_client/api.binpb

@@ -1,0 +1,133 @@
+"""The COMPRESS job: brings a document from STORED to SEARCHABLE to COMPRESSED.
+
+Three stages, each resumable: `chunk` cuts the text, `index` embeds and indexes passages, `compress` makes compressed
+embeddings. A document gives way to others once it is searchable, so that many small writes become searchable before any of
+them is compressed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from memoryd.compress import codec
+from memoryd.compress.chunker import chunk_text
+from memoryd.core import Chunk, Document, Job, Stage, document_prefix
+from memoryd.errors import NotFound
+from memoryd.jobs import Progress, Stopped
+from memoryd.models import Loaded, Models
+from memoryd.recall.indexing import Indexer
+from memoryd.store.base import Blobs, Ledger
+from memoryd.store.texts import Texts
+
+_CHUNKS = 64  # chunks cut between two looks at the job
+_COMPRESS = 4  # chunks compressed between two looks
+
+
+class CompressJob:
+    """Handles JobKind.COMPRESS."""
+
+    def __init__(self, ledger: Ledger, blobs: Blobs, indexer: Indexer, models: Models, texts: Texts) -> None:
+        self._ledger = ledger
+        self._blobs = blobs
+        self._indexer = indexer
+        self._models = models
+        self._texts = texts
+
+    async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
+        models = self._models.loaded
+        document = await self._document(job)
+        if document.stage < Stage.SEARCHABLE:
+            if job.stage != "index":
+                await self._chunk(document, models, progress)
+            document = await self._document(job)
+            await self._indexer.add(
+                document, progress.job.done, lambda done, total: progress.step("index", done, total)
+            )
+            if not await asyncio.to_thread(self._ledger.set_stage, document.tenant, document.id, Stage.SEARCHABLE):
+                raise Stopped
+            progress.give_way()
+        await self._compress(document, models, progress)
+        if not await asyncio.to_thread(self._ledger.set_stage, document.tenant, document.id, Stage.COMPRESSED):
+            raise Stopped
+        soft_tokens = await asyncio.to_thread(self._soft_tokens, document)
+        return {
+            "chunks": document.chunk_count,
+            "passages": document.passage_count,
+            "tokens": document.token_count,
+            "soft_tokens": soft_tokens,
+            "compressor": models.info.compressor.fingerprint,
+        }
+
+    async def _document(self, job: Job) -> Document:
+        try:
+            return await asyncio.to_thread(
+                self._ledger.get_document, job.tenant, job.payload["memory"], job.payload["document"]
+            )
+        except NotFound:
+            raise Stopped from None
+
+    async def _chunk(self, document: Document, models: Loaded, progress: Progress) -> None:
+        """Cuts the text anew: what an earlier try left is forgotten first."""
+        if not await asyncio.to_thread(self._ledger.reset_document, document.tenant, document.id):
+            raise Stopped
+        cut = chunk_text(document.id, self._pieces(document), models.tokenizer, models.retrieval)
+        done = 0
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(cut, _CHUNKS))):
+            chunks = [c.chunk for c in batch]
+            passages = [p for c in batch for p in c.passages]
+            if not await asyncio.to_thread(self._ledger.add_chunks, document.tenant, document.id, chunks, passages):
+                raise Stopped
+            done = chunks[-1].byte_end
+            # Chunking is not resumable and takes seconds for 100 MB: it does not give way, only stops.
+            if progress.stopped:
+                raise Stopped
+            progress.show("chunk", done, document.size_bytes)
+        progress.show("index", 0, 0)
+
+    def _pieces(self, document: Document) -> Iterator[str]:
+        """The text in pieces; DataLoss at its end where the bytes are not those that were written."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        for block in self._blobs.stream(document.tenant, document.blob, document.sha256):
+            yield decoder.decode(block)
+        yield decoder.decode(b"", final=True)
+
+    async def _compress(self, document: Document, models: Loaded, progress: Progress) -> None:
+        """Makes what is missing or was made by another compressor."""
+        fingerprint = models.info.compressor.fingerprint
+        after = -1
+        progress.show("compress", 0, document.chunk_count)
+        while page := await asyncio.to_thread(self._ledger.chunks, document.tenant, document.id, after, _COMPRESS):
+            missing = [c for c in page if c.compressor != fingerprint]
+            if missing:
+                await self._compress_chunks(document, missing, models)
+            after = page[-1].ordinal
+            progress.step("compress", after + 1, document.chunk_count)
+
+    async def _compress_chunks(self, document: Document, chunks: list[Chunk], models: Loaded) -> None:
+        fingerprint = models.info.compressor.fingerprint
+        texts = await asyncio.to_thread(lambda: [self._texts.chunk(document, c) for c in chunks])
+        ids = [models.tokenizer.encode(text) for text in texts]
+        made = await self._models.worker.compress(ids, fingerprint)
+
+        def store() -> bool:
+            rows = []
+            for chunk, embeddings in zip(chunks, made, strict=True):
+                key = f"{document_prefix(document.tenant, document.memory, document.id)}{fingerprint[:16]}/{chunk.ordinal}"
+                data = codec.encode(embeddings, fingerprint=fingerprint, chunk_sha256=chunk.sha256)
+                self._blobs.put(document.tenant, key, data)
+                rows.append(replace(chunk, compressor=fingerprint, embeddings=key, soft_tokens=embeddings.k))
+            return self._ledger.set_embeddings(document.tenant, document.id, rows)
+
+        if not await asyncio.to_thread(store):
+            raise Stopped
+
+    def _soft_tokens(self, document: Document) -> int:
+        total, after = 0, -1
+        while page := self._ledger.chunks(document.tenant, document.id, after):
+            total += sum(c.soft_tokens for c in page)
+            after = page[-1].ordinal
+        return total

@@ -1,0 +1,151 @@
+"""Settings: a TOML file, then environment, then flags; the later wins. Unknown keys and bad values are refused by name."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from memoryd.errors import SettingsError
+
+ENVIRONMENT_PREFIX = "MEMORYD_"
+NOT_SETTINGS = {"MEMORYD_CONFIG", "MEMORYD_TARGET", "MEMORYD_API_KEY"}  # where the file is; the client's own
+
+
+def _default_data_dir() -> Path:
+    home = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(home) / "memoryd"
+
+
+class Settings(BaseModel):
+    """What `memoryd serve` runs by. Every field is a key of the TOML file, MEMORYD_<KEY> and --<key>."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Annotated[Path, Field(description="where everything lies that is not on a configured server")] = Field(
+        default_factory=_default_data_dir
+    )
+    listen: Annotated[str, Field(description="host:port of the public API")] = "127.0.0.1:7437"
+    auth: Annotated[
+        Literal["off", "keys"],
+        Field(description="off: everyone on this host is tenant `default`; keys: each call brings an API key"),
+    ] = "off"
+    tls_cert: Annotated[Path | None, Field(description="PEM certificate chain; with tls_key")] = None
+    tls_key: Annotated[Path | None, Field(description="PEM private key; with tls_cert")] = None
+
+    database_url: Annotated[str, Field(description="SQLAlchemy URL of the ledger; empty: SQLite in data_dir")] = ""
+    blob_url: Annotated[str, Field(description="fsspec URL of the blobs; empty: files in data_dir")] = ""
+    milvus_uri: Annotated[str, Field(description="a Milvus server; empty: Milvus Lite as a child")] = ""
+    milvus_token: Annotated[str, Field(description="token of that server", repr=False)] = ""
+    redis_url: Annotated[str, Field(description="a Valkey or Redis server; empty: Valkey as a child")] = ""
+    cache_bytes: Annotated[int, Field(ge=16 << 20, description="memory cap of the embedded Valkey")] = 256 << 20
+
+    model: Annotated[str, Field(min_length=1, description="base model: a name, a local directory or a hub name")] = (
+        "smollm2-135m-instruct"
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="where the worker runs")] = "auto"
+    threads: Annotated[int, Field(ge=0, le=256, description="CPU threads of the worker; 0: one per core")] = 0
+    ratio: Annotated[Literal[4, 8, 16, 32], Field(description="source tokens for each compressed embedding")] = 4
+
+    max_document_bytes: Annotated[int, Field(ge=1 << 20, description="largest upload")] = 256 << 20
+    max_context_tokens: Annotated[int, Field(ge=128, description="prompt budget of an answer, in tokens")] = 2048
+    max_answers: Annotated[int, Field(ge=1, le=4096, description="answers at a time; more are turned away")] = 64
+    job_slots: Annotated[int, Field(ge=1, le=64, description="jobs worked on at a time")] = 4
+    job_attempts: Annotated[int, Field(ge=1, le=100, description="tries before a job is dead")] = 8
+    job_lease_seconds: Annotated[float, Field(ge=1, description="after this a silent job is taken over")] = 10.0
+    drain_seconds: Annotated[float, Field(ge=0, description="what running answers get on SIGTERM")] = 15.0
+
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least that is logged")] = (
+        "info"
+    )
+    log_format: Annotated[Literal["auto", "json", "console"], Field(description="auto: console on a terminal")] = "auto"
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("must be host:port, e.g. 127.0.0.1:7437")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key go together")
+        if self.auth == "off" and not self.loopback:
+            raise ValueError(
+                f"listen={self.listen} is reachable from other hosts: set auth=keys, or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def host(self) -> str:
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this host can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Merges file < environment < flags.
+
+    Raises:
+        SettingsError: a file that can't be read, a key that memoryd doesn't know, a value that it can't take.
+    """
+    environment = os.environ if environment is None else environment
+    origin: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    if file is None and environment.get("MEMORYD_CONFIG"):
+        file = Path(environment["MEMORYD_CONFIG"])
+    if file is not None:
+        try:
+            table = tomllib.loads(file.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"{file}: {error}", details={"key": "config"}) from error
+        for key, value in table.items():
+            values[key], origin[key] = value, str(file)
+    for name, value in environment.items():
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in NOT_SETTINGS:
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
+            values[key], origin[key] = value, f"environment variable {name}"
+    for key, value in (flags or {}).items():
+        values[key], origin[key] = value, f"flag --{key.replace('_', '-')}"
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise _refusal(error, origin) from None
+
+
+def _refusal(error: ValidationError, origin: Mapping[str, str]) -> SettingsError:
+    """All that is wrong in one message, each with its key and where it came from."""
+    lines, keys = [], []
+    for problem in error.errors(include_url=False):
+        key = str(problem["loc"][0]) if problem["loc"] else "settings"
+        keys.append(key)
+        where = f" (from {origin[key]})" if key in origin else ""
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{key}: no such setting{where}; there are: {', '.join(sorted(Settings.model_fields))}")
+        else:
+            lines.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}{where}")
+    return SettingsError("\n".join(lines), details={"key": ",".join(keys)})

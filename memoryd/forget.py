@@ -1,0 +1,45 @@
+"""The ERASE job: purges what a deleted document or memory left, and says so in a receipt.
+
+The delete itself has made it unreachable; here its bytes go: vectors, cached and stored embeddings, texts, rows, in that
+order, so that a crash in between leaves the rows that tell what is still to be purged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from memoryd.core import Job, document_prefix
+from memoryd.jobs import JobRunner, Progress
+from memoryd.recall.embeddings import EmbeddingStore, cache_prefix
+from memoryd.store.base import Blobs, Cache, Index, Ledger
+
+
+class EraseJob:
+    """Handles JobKind.ERASE."""
+
+    def __init__(
+        self, ledger: Ledger, blobs: Blobs, index: Index, cache: Cache, embeddings: EmbeddingStore, jobs: JobRunner
+    ) -> None:
+        self._ledger = ledger
+        self._blobs = blobs
+        self._index = index
+        self._cache = cache
+        self._embeddings = embeddings
+        self._jobs = jobs
+
+    async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
+        memory, document = job.payload["memory"], job.payload.get("document", "")
+        doomed = await asyncio.to_thread(self._ledger.deleted_documents, job.tenant, memory, document)
+        await self._jobs.stop_work_on(job.tenant, {d.id for d in doomed})
+        blobs = vectors = cached = 0
+        for done, gone in enumerate(doomed):
+            progress.show("erase", done, len(doomed))
+            self._embeddings.forget(gone.tenant, gone.id)
+            vectors += await asyncio.to_thread(self._index.delete_document, gone.tenant, gone.memory, gone.id)
+            cached += await asyncio.to_thread(self._cache.delete_prefix, gone.tenant, cache_prefix(gone.id))
+            prefix = document_prefix(gone.tenant, gone.memory, gone.id)
+            blobs += await asyncio.to_thread(self._blobs.delete_prefix, gone.tenant, prefix)
+        documents = await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, document)
+        progress.show("erase", len(doomed), len(doomed))
+        return {"documents": documents, "blobs": blobs, "vectors": vectors, "cache_keys": cached}

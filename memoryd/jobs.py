@@ -1,0 +1,245 @@
+"""Runs jobs: leases, heartbeats, retries with back-off, progress, and giving way so that no job holds up the others.
+
+A job is a row in the ledger; this process leases it, works, and renews the lease while it does. After kill -9 the lease runs
+out and the job is taken up again where its stage left it. Work is cooperative: a handler calls `Progress.step` between short
+units, and that is where a cancelled job stops and a long one gives way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+from memoryd import core, log
+from memoryd.core import Job, JobKind, JobState
+from memoryd.errors import MemorydError, Unavailable
+from memoryd.store.base import Ledger
+
+SLICE_SECONDS = 15.0  # a job that has worked this long goes to the end of the queue
+POLL_SECONDS = 0.5  # how often the ledger is asked for work that nobody announced: retries, leases of the dead
+MAX_BACKOFF_SECONDS = 30.0
+
+
+class Stopped(Exception):
+    """The job is no longer ours: it was cancelled, its document was deleted, or another process took it."""
+
+
+class GiveWay(Exception):
+    """The job goes to the end of the queue, and on from there later."""
+
+
+class Progress:
+    """How far a running job is. Handlers call `step`; the runner persists and publishes it."""
+
+    def __init__(self, job: Job, published: Callable[[], None]) -> None:
+        self.job = job
+        self.stopped = False
+        self.draining = False
+        self._published = published
+        self._began = time.monotonic()
+        self._stage_began, self._stage_first = self._began, job.done
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Records progress, and that is all."""
+        if stage != self.job.stage or done < self._stage_first:
+            self._stage_began, self._stage_first = time.monotonic(), done
+        elapsed = time.monotonic() - self._stage_began
+        rate = (done - self._stage_first) / elapsed if elapsed > 0.05 else 0.0
+        self.job = replace(self.job, stage=stage, done=done, total=total, rate=round(rate, 3))
+        self._published()
+
+    def step(self, stage: str, done: int, total: int) -> None:
+        """Records progress. Raises Stopped or GiveWay where the handler must end here: call it only at a safe point."""
+        self.show(stage, done, total)
+        if self.stopped:
+            raise Stopped
+        if self.draining or time.monotonic() - self._began > SLICE_SECONDS:
+            raise GiveWay
+
+    def give_way(self) -> None:
+        """Lets others in at a stage that is usable on its own."""
+        raise GiveWay
+
+
+Handler = Callable[[Job, Progress], Awaitable[Mapping[str, str | int]]]
+
+
+class JobRunner:
+    """Works on due jobs of all tenants, `slots` at a time.
+
+    A failure is tried again with exponential back-off, at most `attempts` times; then the job is DEAD, with its reason, and
+    a person may retry it. What failed because a part was down (Unavailable) is tried for ever, and so is erasing.
+    """
+
+    def __init__(self, ledger: Ledger, slots: int, lease_seconds: float, attempts: int) -> None:
+        self._ledger = ledger
+        self._slots = slots
+        self._lease = lease_seconds
+        self._attempts = attempts
+        self._owner = core.new_id()
+        self._handlers: Mapping[JobKind, Handler] = {}
+        self._wake = asyncio.Event()
+        self._running: dict[asyncio.Task[None], Progress] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._draining = False
+        self._log = log.get("jobs")
+
+    async def run(self, handlers: Mapping[JobKind, Handler]) -> None:
+        """Works until `drain`."""
+        self._handlers = handlers
+        while not self._draining:
+            self._wake.clear()
+            try:
+                while len(self._running) < self._slots and not self._draining:
+                    job = await asyncio.to_thread(self._ledger.claim_job, self._owner, self._lease)
+                    if job is None:
+                        break
+                    self._start(job)
+            except MemorydError as error:
+                self._log.warning("the ledger gives no jobs", reason=error.reason)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+
+    def wake(self) -> None:
+        """There may be work: called after a write."""
+        self._wake.set()
+
+    async def drain(self) -> None:
+        """Takes no more jobs; running ones stop at their next safe point and stay pending."""
+        self._draining = True
+        self._wake.set()
+        for progress in self._running.values():
+            progress.draining = True
+        if self._running:
+            await asyncio.wait(list(self._running), timeout=self._lease)
+
+    async def stop_work_on(self, tenant: str, documents: Collection[str]) -> None:
+        """Returns when no job of this process touches these documents any more: erasing must come last."""
+        tasks = []
+        for task, progress in self._running.items():
+            job = progress.job
+            if job.tenant == tenant and job.kind is not JobKind.ERASE and job.payload.get("document") in documents:
+                progress.stopped = True
+                tasks.append(task)
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def cancel(self, tenant: str, job_id: str) -> Job:
+        """NotFound; FailedPrecondition for what must not be cancelled."""
+        job = await asyncio.to_thread(self._ledger.cancel_job, tenant, job_id)
+        for progress in self._running.values():
+            if progress.job.id == job_id and progress.job.tenant == tenant:
+                progress.stopped = True
+        self._publish(job_id)
+        return job
+
+    async def watch(self, tenant: str, job_id: str) -> AsyncGenerator[Job, None]:
+        """The job now, then after each change, until it has ended. NotFound."""
+        changed, seen = asyncio.Event(), None
+        self._watchers[job_id].add(changed)
+        try:
+            while True:
+                changed.clear()
+                job = self._live(await asyncio.to_thread(self._ledger.get_job, tenant, job_id))
+                if job != seen:
+                    yield job
+                    seen = job
+                if job.state.ended:
+                    return
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), 1.0)
+        finally:
+            self._watchers[job_id].discard(changed)
+            if not self._watchers[job_id]:
+                del self._watchers[job_id]
+
+    def _live(self, job: Job) -> Job:
+        """The ledger's row with the progress that it does not have yet."""
+        for progress in self._running.values():
+            if progress.job.id == job.id and job.state is JobState.RUNNING:
+                live = progress.job
+                return replace(job, stage=live.stage, done=live.done, total=live.total, rate=live.rate)
+        return job
+
+    def _publish(self, job_id: str) -> None:
+        for event in self._watchers.get(job_id, ()):
+            event.set()
+
+    def _start(self, job: Job) -> None:
+        progress = Progress(job, lambda: self._publish(job.id))
+        task = asyncio.create_task(self._work(job, progress), name=f"job {job.id}")
+        self._running[task] = progress
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        progress = self._running.pop(task)
+        self._publish(progress.job.id)
+        self._wake.set()
+
+    async def _work(self, job: Job, progress: Progress) -> None:
+        heartbeat = asyncio.create_task(self._heartbeat(progress))
+        try:
+            await self._attempt(job, progress)
+        except MemorydError as error:  # the ledger itself failed: the lease runs out and the job comes back
+            self._log.warning("job lost", job=job.id, reason=error.reason)
+        finally:
+            heartbeat.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await heartbeat
+
+    async def _attempt(self, job: Job, progress: Progress) -> None:
+        began = time.monotonic()
+        try:
+            receipt = await self._handlers[job.kind](job, progress)
+        except GiveWay:
+            await self._beat(progress)  # the stage that it goes on from
+            await asyncio.to_thread(self._ledger.release_job, job.tenant, job.id, self._owner)
+        except Stopped:
+            pass  # the ledger knows: whoever stopped it wrote that down first
+        except Exception as error:
+            await self._failed(job, error)
+        else:
+            await asyncio.to_thread(self._ledger.finish_job, job.tenant, job.id, self._owner, dict(receipt))
+            self._log.info(
+                "job done", job=job.id, kind=str(job.kind), tenant=job.tenant, s=round(time.monotonic() - began, 3)
+            )
+
+    async def _failed(self, job: Job, error: Exception) -> None:
+        known = isinstance(error, MemorydError)
+        why = error.message if isinstance(error, MemorydError) else f"unexpected {type(error).__name__}: see the log"
+        self._log.warning(
+            "job failed", job=job.id, tenant=job.tenant, attempt=job.attempts, why=why, exc_info=not known
+        )
+        for_ever = job.kind is JobKind.ERASE or isinstance(error, Unavailable)
+        retry_at = None
+        if for_ever or job.attempts < self._attempts:
+            seconds = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** min(job.attempts, 10))
+            retry_at = core.now() + timedelta(seconds=seconds)
+        await asyncio.to_thread(self._ledger.fail_job, job.tenant, job.id, self._owner, why, retry_at)
+
+    async def _heartbeat(self, progress: Progress) -> None:
+        while True:
+            await asyncio.sleep(self._lease / 4)
+            with contextlib.suppress(MemorydError):
+                await self._beat(progress)
+
+    async def _beat(self, progress: Progress) -> None:
+        job = progress.job
+        ours = await asyncio.to_thread(
+            self._ledger.heartbeat,
+            job.tenant,
+            job.id,
+            self._owner,
+            self._lease,
+            job.stage,
+            job.done,
+            job.total,
+            job.rate,
+        )
+        if not ours:
+            progress.stopped = True

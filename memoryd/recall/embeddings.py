@@ -1,0 +1,100 @@
+"""Loads compressed embeddings through the tiers: process, cache, blobs. What another compressor made is never served."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+
+from memoryd import log
+from memoryd.compress import codec
+from memoryd.compress.codec import CompressedEmbeddings
+from memoryd.core import Chunk
+from memoryd.errors import DataLoss, FingerprintMismatch, NotFound
+from memoryd.store.base import Blobs, Cache
+
+PROCESS_BYTES = 64 << 20
+
+
+def cache_prefix(document: str) -> str:
+    """Under this prefix lie all cache keys of a document's compressed embeddings."""
+    return f"embeddings/{document}/"
+
+
+class EmbeddingStore:
+    """Keys hold the document's id and the compressor's fingerprint, so a hit can never be of other content. Thread-safe."""
+
+    def __init__(self, blobs: Blobs, cache: Cache, process_bytes: int = PROCESS_BYTES) -> None:
+        self._blobs = blobs
+        self._cache = cache
+        self._capacity = process_bytes
+        self._held: OrderedDict[tuple[str, str, str], CompressedEmbeddings] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._log = log.get("embeddings")
+
+    def load(
+        self, tenant: str, chunks: Sequence[Chunk], fingerprint: str
+    ) -> tuple[dict[tuple[str, int], CompressedEmbeddings], Mapping[str, int]]:
+        """The compressed embeddings of those chunks that have intact ones by this compressor, by (document, ordinal);
+        and how many each tier gave. Blocks."""
+        found: dict[tuple[str, int], CompressedEmbeddings] = {}
+        tiers: Counter[str] = Counter()
+        wanted = {self._key(chunk): chunk for chunk in chunks if chunk.compressor == fingerprint}
+        for key, chunk in list(wanted.items()):
+            with self._lock:
+                held = self._held.get((tenant, chunk.document, key))
+                if held is not None:
+                    self._held.move_to_end((tenant, chunk.document, key))
+                    found[chunk.document, chunk.ordinal] = held
+                    tiers["process"] += 1
+                    del wanted[key]
+        cached = self._cache.get_many(tenant, list(wanted)) if wanted else {}
+        for key, chunk in wanted.items():
+            data = cached.get(key)
+            embeddings = self._decode(data, chunk, fingerprint) if data is not None else None
+            if embeddings is not None:
+                tiers["cache"] += 1
+            else:
+                embeddings = self._from_blobs(tenant, key, chunk, fingerprint)
+                if embeddings is None:
+                    continue
+                tiers["blobs"] += 1
+            found[chunk.document, chunk.ordinal] = embeddings
+            self._hold(tenant, chunk.document, key, embeddings)
+        return found, tiers
+
+    def forget(self, tenant: str, document: str) -> None:
+        """Drops what the process holds of a document."""
+        with self._lock:
+            for key in [k for k in self._held if k[:2] == (tenant, document)]:
+                self._bytes -= len(self._held.pop(key).data)
+
+    @staticmethod
+    def _key(chunk: Chunk) -> str:
+        return f"{cache_prefix(chunk.document)}{chunk.compressor[:16]}/{chunk.ordinal}"
+
+    def _from_blobs(self, tenant: str, key: str, chunk: Chunk, fingerprint: str) -> CompressedEmbeddings | None:
+        try:
+            data = self._blobs.get(tenant, chunk.embeddings)
+        except NotFound:  # erased between the ledger's answer and now
+            return None
+        embeddings = self._decode(data, chunk, fingerprint)
+        if embeddings is not None:
+            self._cache.put(tenant, key, data)
+        return embeddings
+
+    def _decode(self, data: bytes, chunk: Chunk, fingerprint: str) -> CompressedEmbeddings | None:
+        try:
+            return codec.decode(data, fingerprint, chunk_sha256=chunk.sha256)
+        except (DataLoss, FingerprintMismatch) as error:  # the caller falls back to text
+            self._log.error("embeddings refused", document=chunk.document, chunk=chunk.ordinal, reason=error.reason)
+            return None
+
+    def _hold(self, tenant: str, document: str, key: str, embeddings: CompressedEmbeddings) -> None:
+        with self._lock:
+            self._held[tenant, document, key] = embeddings
+            self._bytes += len(embeddings.data)
+            while self._bytes > self._capacity and self._held:
+                _, dropped = self._held.popitem(last=False)
+                self._bytes -= len(dropped.data)

@@ -1,0 +1,84 @@
+"""Fills the index from ledger and blobs: for a new document, and again for all of them after the index was lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from memoryd.core import Document, Job, JobKind, Stage
+from memoryd.jobs import Progress, Stopped
+from memoryd.models import Models
+from memoryd.store.base import Index, IndexRow, Ledger
+from memoryd.store.texts import Texts
+
+_PASSAGES = 32  # embedded and indexed at a time
+
+
+class Indexer:
+    """Embeds passages and puts them into the index."""
+
+    def __init__(self, ledger: Ledger, texts: Texts, index: Index, models: Models) -> None:
+        self._ledger = ledger
+        self._texts = texts
+        self._index = index
+        self._models = models
+
+    async def add(self, document: Document, done: int, step: Callable[[int, int], None]) -> int:
+        """Indexes the document's passages from number `done` on; calls `step(done, total)` after each batch. Adding what is
+        there already changes nothing. Returns how many there are."""
+        while page := await asyncio.to_thread(self._ledger.passages, document.tenant, document.id, done - 1, _PASSAGES):
+            texts = await asyncio.to_thread(self._texts.passages, document, page)
+            if len(texts) != len(page):
+                raise Stopped  # deleted meanwhile
+            vectors = await self._models.worker.embed(texts, urgent=False)
+            rows = [
+                IndexRow(p.id, document.memory, document.id, text, vector.tobytes())
+                for p, text, vector in zip(page, texts, vectors, strict=True)
+            ]
+            await asyncio.to_thread(self._index.upsert, document.tenant, rows)
+            done = page[-1].ordinal + 1
+            step(done, document.passage_count)
+        return done
+
+
+class ReindexJob:
+    """Handles JobKind.REINDEX: all of one tenant's searchable documents, going on after the last one that was done."""
+
+    def __init__(self, ledger: Ledger, indexer: Indexer) -> None:
+        self._ledger = ledger
+        self._indexer = indexer
+
+    async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
+        documents = await asyncio.to_thread(self._searchable, job.tenant)
+        passages = 0
+        for done, document in enumerate(documents):
+            if done < job.done:
+                passages += document.passage_count
+                continue
+            progress.step("index", done, len(documents))
+            passages += await self._indexer.add(document, 0, lambda *_: None)
+        return {"documents": len(documents), "passages": passages}
+
+    def _searchable(self, tenant: str) -> list[Document]:
+        out: list[Document] = []
+        after = ""
+        while page := self._ledger.all_documents(tenant, after):
+            out += [d for d in page if d.stage >= Stage.SEARCHABLE]
+            after = page[-1].id
+        return out
+
+
+def lost_tenants(ledger: Ledger, index: Index) -> list[str]:
+    """Tenants that have searchable documents and no vectors: the index was wiped, or the retrieval encoder changed."""
+    lost, token = [], ""
+    while True:
+        page = ledger.list_tenants(1000, token)
+        lost += [t.id for t in page.items if ledger.usage(t.id).passages > 0 and index.count(t.id) == 0]
+        token = page.next_token
+        if not token:
+            return lost
+
+
+def request_reindex(ledger: Ledger, tenant: str) -> Job:
+    """Adds the job that rebuilds a tenant's vectors."""
+    return ledger.add_job(tenant, JobKind.REINDEX, f"tenants/{tenant}", {})
