@@ -1,0 +1,181 @@
+"""Jobs: reading, following, waiting. `reach` waits for a document's stage by way of its job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+
+from . import _convert
+from ._caller import Caller, Deadline
+from ._errors import DeadlineExceeded, FailedPrecondition, JobFailed, MemorydError, Unavailable
+from ._records import Job, JobState
+from ._settings import LONG_TIMEOUT
+from ._transport import drain, finish
+from ._types import Document, Stage
+
+# A stream is attached to anew so often: it ends waits on a connection that died without a word, and each attachment
+# begins with the job's state, so that a waiter looks at its document at least as often.
+_ATTACHMENT = 5.0
+_LOOK = 1.0
+
+
+class AsyncJobs:
+    """`client.jobs`."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def get(self, job: str | Job, *, timeout: float | None = None) -> Job:
+        """Reads one job."""
+        name = _convert.name_of("operations", job)
+        return _convert.job(
+            await self._caller.unary("google.longrunning.Operations.GetOperation", timeout=timeout, name=name)
+        )
+
+    async def list(self, *, filter: str = "", timeout: float | None = None) -> AsyncGenerator[Job, None]:
+        """Iterates the tenant's jobs."""
+        pages = self._caller.pages(
+            "google.longrunning.Operations.ListOperations",
+            "operations",
+            timeout=timeout,
+            name="operations",
+            filter=filter,
+        )
+        async with aclosing(pages):
+            async for operation in pages:
+                yield _convert.job(operation)
+
+    async def cancel(self, job: str | Job, *, timeout: float | None = None) -> None:
+        """Asks a job to stop; it is CANCELLED once it has."""
+        name = _convert.name_of("operations", job)
+        await self._caller.unary("google.longrunning.Operations.CancelOperation", timeout=timeout, name=name)
+
+    async def retry(self, job: str | Job, *, timeout: float | None = None) -> Job:
+        """Sends a job that is DEAD or CANCELLED back to work."""
+        name = _convert.name_of("operations", job)
+        return _convert.job(await self._caller.unary("JobService.RetryJob", timeout=timeout, name=name))
+
+    def watch(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> AsyncGenerator[Job, None]:
+        """Iterates a job's progress: its state at once, then each change, to its end. Outlives a daemon's restart."""
+        return follow(self._caller, _convert.name_of("operations", job), Deadline(timeout))
+
+    async def wait(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> Job:
+        """Waits until a job SUCCEEDED, and reads it with its receipt. JobFailed: it ended otherwise."""
+        last = None
+        async with aclosing(self.watch(job, timeout=timeout)) as progress:
+            async for state in progress:
+                last = state
+        if last is not None and last.state is not JobState.SUCCEEDED:
+            raise JobFailed(last)
+        return await self.get(job)
+
+
+class Jobs:
+    """`client.jobs`."""
+
+    def __init__(self, inner: AsyncJobs) -> None:
+        self._inner = inner
+
+    def get(self, job: str | Job, *, timeout: float | None = None) -> Job:
+        """Reads one job."""
+        return finish(self._inner.get(job, timeout=timeout))
+
+    def list(self, *, filter: str = "", timeout: float | None = None) -> Iterator[Job]:
+        """Iterates the tenant's jobs."""
+        return drain(self._inner.list(filter=filter, timeout=timeout))
+
+    def cancel(self, job: str | Job, *, timeout: float | None = None) -> None:
+        """Asks a job to stop; it is CANCELLED once it has."""
+        return finish(self._inner.cancel(job, timeout=timeout))
+
+    def retry(self, job: str | Job, *, timeout: float | None = None) -> Job:
+        """Sends a job that is DEAD or CANCELLED back to work."""
+        return finish(self._inner.retry(job, timeout=timeout))
+
+    def watch(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> Iterator[Job]:
+        """Iterates a job's progress: its state at once, then each change, to its end. Outlives a daemon's restart."""
+        return drain(self._inner.watch(job, timeout=timeout))
+
+    def wait(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> Job:
+        """Waits until a job SUCCEEDED, and reads it with its receipt. JobFailed: it ended otherwise."""
+        return finish(self._inner.wait(job, timeout=timeout))
+
+
+async def follow(caller: Caller, name: str, deadline: Deadline, *, patient: bool = False) -> AsyncGenerator[Job, None]:
+    """A job's states to its end, attached again when the daemon went away. `patient`: also when it was never there."""
+    last: Job | None = None
+    tried = 0
+    while True:
+        stream = caller.stream("JobService.WatchJob", timeout=deadline.left(_ATTACHMENT), name=name)
+        try:
+            while (message := await stream.read()) is not None:
+                tried, last = 0, _convert.progress(message)
+                yield last
+                if last.ended:
+                    return
+            failure: MemorydError | None = None
+        except (Unavailable, DeadlineExceeded) as error:
+            failure = error
+        finally:
+            stream.cancel()
+        if isinstance(failure, Unavailable) and last is None and not patient:
+            raise failure
+        tried += 1
+        if not await caller.paused(tried, deadline):
+            raise failure or DeadlineExceeded(f"job {name} has not ended within the timeout")
+
+
+async def reach(
+    caller: Caller, read: Callable[[], Awaitable[Document]], name: str, stage: Stage, timeout: float
+) -> Document:
+    """Waits until a document is at a stage, and reads it."""
+    deadline = Deadline(timeout)
+    try:
+        document = await _patiently(caller, read, deadline)
+        while document.stage < stage:
+            job = document.job
+            document, last = await _until(caller, read, document, stage, deadline)
+            if document.stage < stage and document.job == job:  # no later job took over
+                if last is not None and last.state is not JobState.SUCCEEDED:
+                    raise JobFailed(last)
+                raise FailedPrecondition(
+                    f"{name} is {document.stage.name}, and no job is taking it to {stage.name}", reason="NO_JOB"
+                )
+        return document
+    except DeadlineExceeded as error:
+        raise DeadlineExceeded(
+            f"{name} is not {stage.name} within {timeout:g} s: wait longer, or see client.jobs.list() for its job",
+            reason="NOT_REACHED",
+            request_id=error.request_id,
+        ) from None
+
+
+async def _until(
+    caller: Caller, read: Callable[[], Awaitable[Document]], document: Document, stage: Stage, deadline: Deadline
+) -> tuple[Document, Job | None]:
+    """Follows a document's job until the document is at a stage or the job ended."""
+    last: Job | None = None
+    if document.job:
+        looked_at, looked = None, 0.0
+        async with aclosing(follow(caller, document.job, deadline, patient=True)) as jobs:
+            async for last in jobs:
+                now = time.monotonic()
+                if (last.state, last.stage) != looked_at or now - looked > _LOOK:
+                    looked_at, looked = (last.state, last.stage), now
+                    document = await _patiently(caller, read, deadline)
+                    if document.stage >= stage:
+                        break
+    return document, last
+
+
+async def _patiently(caller: Caller, read: Callable[[], Awaitable[Document]], deadline: Deadline) -> Document:
+    """Reads, however long the daemon takes to come back: it has acknowledged the document, so it will."""
+    tried = 0
+    while True:
+        try:
+            return await read()
+        except Unavailable:
+            tried += 1
+            if not await caller.paused(tried, deadline):
+                raise

@@ -1,0 +1,181 @@
+"""`client.memory(id)`: a handle to one memory, on asyncio. `_sync.py` has the blocking one."""
+
+from __future__ import annotations
+
+import io
+import os
+from asyncio import CancelledError
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from . import _convert, _wire
+from ._answer import AsyncAnswer
+from ._caller import Caller, Deadline
+from ._documents import AsyncDocuments, AsyncWriteResult
+from ._errors import AlreadyExists, InvalidArgument, MemorydError
+from ._recall import Recall
+from ._settings import LONG_TIMEOUT
+from ._types import Context, MemoryInfo, Message, Metadata, Mode, Source
+from ._upload import UploadSource
+
+INLINE = 1 << 20  # the largest text that WriteDocument takes; larger ones are uploaded
+
+
+class AsyncMemory:
+    """One memory. Made by `client.memory(id)`, which calls nothing yet."""
+
+    def __init__(self, caller: Caller, name: str, create: bool) -> None:
+        self.name = name
+        """memories/{memory}."""
+        self.documents = AsyncDocuments(caller, name, self._ready)
+        """The documents of this memory."""
+        self._caller = caller
+        self._recall = Recall(caller)
+        self._create = create
+
+    @property
+    def id(self) -> str:
+        """The last part of its name."""
+        return self.name.rpartition("/")[2]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
+
+    async def info(self, *, timeout: float | None = None) -> MemoryInfo:
+        """Reads what is known of it."""
+        await self._ready()
+        return _convert.memory(await self._caller.unary("MemoryService.GetMemory", timeout=timeout, name=self.name))
+
+    async def write(
+        self,
+        text: str | bytes,
+        *,
+        title: str = "",
+        metadata: Metadata | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncWriteResult:
+        """Writes a text of any size. It is durable when this returns."""
+        try:
+            data = text.encode() if isinstance(text, str) else text
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(f"the text is not valid Unicode: {error.reason} at {error.start}") from None
+        if len(data) > INLINE:
+            long = LONG_TIMEOUT if timeout is None else timeout
+            file = io.BytesIO(data)
+            return await self.upload(file, title=title, metadata=metadata, request_id=request_id, timeout=long)
+        return await self._write(
+            "WriteDocument",
+            timeout,
+            text=data,
+            title=title,
+            metadata=_convert.metadata_out(metadata),
+            request_id=request_id,
+        )
+
+    async def write_messages(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        title: str = "",
+        metadata: Metadata | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> AsyncWriteResult:
+        """Writes a conversation: Messages, or dicts as chat APIs use them."""
+        return await self._write(
+            "WriteMessages",
+            timeout,
+            messages=[_convert.message_out(m) for m in messages],
+            title=title,
+            metadata=_convert.metadata_out(metadata),
+            request_id=request_id,
+        )
+
+    async def upload(
+        self,
+        source: str | os.PathLike[str] | BinaryIO,
+        *,
+        title: str | None = None,
+        metadata: Metadata | None = None,
+        request_id: str | None = None,
+        timeout: float = LONG_TIMEOUT,
+    ) -> AsyncWriteResult:
+        """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name."""
+        header = {"parent": self.name, "metadata": _convert.metadata_out(metadata)}
+        header["request_id"] = request_id or _wire.new_id()
+        await self._ready()
+        file = UploadSource(source)
+        header["title"] = file.title if title is None else title
+        method = _wire.method("DocumentService.UploadDocument")
+        try:
+            response = await self._caller.retrying(
+                method,
+                lambda left, sent: self._caller.transport.upload(method, file.pieces(header), left, sent),
+                deadline=Deadline(timeout),
+                again=lambda: file.rewindable and file.failure is None,
+            )
+        except (MemorydError, CancelledError):
+            if file.failure is not None:
+                raise file.failure from None
+            raise
+        finally:
+            file.close()
+        return self._result(response)
+
+    async def search(self, query: str, *, top_k: int | None = None, timeout: float | None = None) -> list[Source]:
+        """Finds passages, best first."""
+        return await self._recall.search([self], query, top_k, timeout)
+
+    async def context(self, query: str, *, max_tokens: int | None = None, timeout: float | None = None) -> Context:
+        """A text context within a token budget, for agents that use another LLM."""
+        return await self._recall.context([self], query, max_tokens, timeout)
+
+    def answer(
+        self,
+        question: str,
+        *,
+        mode: Mode | None = None,
+        top_k: int | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: Sequence[str] = (),
+        prior_messages: Sequence[Message | Mapping[str, Any]] = (),
+        seed: int | None = None,
+        timeout: float = LONG_TIMEOUT,
+    ) -> AsyncAnswer:
+        """Answers a question: iterate the result for its events. What is None is left to the daemon."""
+        return self._recall.answer(
+            [self],
+            question,
+            mode=mode,
+            top_k=top_k,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            stop=stop,
+            prior_messages=prior_messages,
+            seed=seed,
+            timeout=timeout,
+        )
+
+    async def _ready(self) -> None:
+        """Creates the memory where that was asked for, once."""
+        if self._create:
+            with suppress(AlreadyExists):
+                await self._caller.unary("MemoryService.CreateMemory", memory_id=self.id)
+            self._create = False
+
+    async def _write(self, method: str, timeout: float | None, **fields: Any) -> AsyncWriteResult:
+        await self._ready()
+        return self._result(
+            await self._caller.unary(f"DocumentService.{method}", timeout=timeout, parent=self.name, **fields)
+        )
+
+    def _result(self, message: Any) -> AsyncWriteResult:
+        return AsyncWriteResult(
+            document=_convert.document(message.document),
+            already_stored=message.already_stored,
+            job=message.operation,
+            _documents=self.documents,
+        )

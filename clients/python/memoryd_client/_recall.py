@@ -1,0 +1,83 @@
+"""Search, contexts and answers over one or several memories."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from . import _convert
+from ._answer import AsyncAnswer
+from ._caller import Caller, Stream
+from ._types import Context, MemoryInfo, Message, Mode, Source
+
+
+@runtime_checkable
+class Handle(Protocol):
+    """A memory's handle, as recall sees it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def _ready(self) -> Awaitable[None]: ...
+
+
+Given = str | MemoryInfo | Handle
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What the handles and the client share."""
+
+    caller: Caller
+
+    async def search(
+        self, memories: Sequence[Given], query: str, top_k: int | None, timeout: float | None
+    ) -> list[Source]:
+        names = await _names(memories)
+        response = await self.caller.unary(
+            "RecallService.Search", timeout=timeout, memories=names, query=query, top_k=top_k
+        )
+        return list(_convert.sources(response.sources))
+
+    async def context(
+        self, memories: Sequence[Given], query: str, max_tokens: int | None, timeout: float | None
+    ) -> Context:
+        names = await _names(memories)
+        response = await self.caller.unary(
+            "RecallService.BuildContext", timeout=timeout, memories=names, query=query, max_tokens=max_tokens
+        )
+        return _convert.context(response)
+
+    def answer(
+        self,
+        memories: Sequence[Given],
+        question: str,
+        *,
+        prior_messages: Sequence[Message | Mapping[str, Any]],
+        mode: Mode | None,
+        timeout: float,
+        **fields: Any,
+    ) -> AsyncAnswer:
+        async def begin() -> Stream:
+            names = await _names(memories)
+            return self.caller.stream(
+                "RecallService.Answer",
+                timeout=timeout,
+                memories=names,
+                question=question,
+                prior_messages=[_convert.message_out(m) for m in prior_messages],
+                mode=None if mode is None else int(mode),
+                **fields,
+            )
+
+        return AsyncAnswer(begin)
+
+
+async def _names(memories: Sequence[Given]) -> list[str]:
+    if isinstance(memories, str):  # a str is a sequence of str, but never meant as one
+        memories = [memories]
+    for memory in memories:
+        if isinstance(memory, Handle):
+            await memory._ready()
+    return [_convert.name_of("memories", memory) for memory in memories]

@@ -1,0 +1,169 @@
+"""What calls about jobs and tenants return: frozen, and nothing of the wire in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeAlias
+
+from ._types import WireEnum
+
+
+class JobState(WireEnum):
+    """Where a job stands. DEAD: it failed as often as it may."""
+
+    UNSPECIFIED = 0
+    PENDING = 1
+    RUNNING = 2
+    SUCCEEDED = 3
+    CANCELLED = 4
+    DEAD = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class EraseReceipt:
+    """What a job erased."""
+
+    target: str
+    """The document or memory that was erased."""
+    documents: int
+    """How many documents."""
+    blobs: int
+    """How many blobs (texts and compressed embeddings)."""
+    vectors: int
+    """How many vectors."""
+    cache_keys: int
+    """How many cache keys."""
+    erase_time: datetime | None
+    """When."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressReceipt:
+    """What a job made of a document."""
+
+    document: str
+    """The document."""
+    chunks: int
+    """How many chunks it has."""
+    passages: int
+    """How many passages it has."""
+    tokens: int
+    """Its length in tokens of the base model."""
+    soft_tokens: int
+    """Compressed embeddings that stand for them."""
+    compressor: str
+    """Fingerprint of the compressor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReindexReceipt:
+    """What a job indexed again."""
+
+    documents: int
+    """How many documents."""
+    passages: int
+    """How many passages."""
+
+
+Receipt: TypeAlias = EraseReceipt | CompressReceipt | ReindexReceipt
+"""What a job that succeeded leaves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Background work, as it stood when it was read."""
+
+    name: str
+    """operations/{operation}."""
+    kind: str
+    """What it does: compress, erase, reindex."""
+    target: str
+    """The document or memory that it is for."""
+    state: JobState
+    """Where it stands."""
+    stage: str
+    """What it is doing: chunk, index, compress, erase."""
+    done: int
+    """Units of this stage that are done."""
+    total: int
+    """Units of this stage in all; 0 where not known yet."""
+    rate: float
+    """Units a second, lately."""
+    attempts: int
+    """How often it was tried."""
+    error: str
+    """Why the last try failed."""
+    create_time: datetime | None
+    """When it was created."""
+    end_time: datetime | None
+    """When it ended."""
+    receipt: Receipt | None = None
+    """What it leaves, once it SUCCEEDED; watch() does not carry it, get() and wait() do."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it by itself."""
+        return self.state in (JobState.SUCCEEDED, JobState.CANCELLED, JobState.DEAD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tenant:
+    """The isolation boundary."""
+
+    name: str
+    """tenants/{tenant}."""
+    display_name: str
+    """For people."""
+    create_time: datetime | None
+    """When it was created."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApiKey:
+    """A key, without its secret."""
+
+    name: str
+    """tenants/{tenant}/apiKeys/{key}."""
+    display_name: str
+    """For people."""
+    prefix: str
+    """The first characters of the secret, to tell keys apart."""
+    create_time: datetime | None
+    """When it was created."""
+    revoke_time: datetime | None
+    """When it was revoked, where it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewApiKey:
+    """A key that was just created."""
+
+    key: ApiKey
+    """The key."""
+    secret: str = field(repr=False)
+    """What to pass as `api_key`. memoryd never shows it again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantUsage:
+    """What a tenant holds and has used."""
+
+    tenant: str
+    """tenants/{tenant}."""
+    memories: int
+    """Memories held."""
+    documents: int
+    """Documents held."""
+    text_bytes: int
+    """Bytes of text held."""
+    passages: int
+    """Passages held."""
+    answers: int
+    """Answers given."""
+    searches: int
+    """Searches answered, contexts among them."""
+    prompt_tokens: int
+    """Prompt tokens of answers, soft tokens among them."""
+    output_tokens: int
+    """Output tokens of answers."""

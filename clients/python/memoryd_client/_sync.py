@@ -1,0 +1,239 @@
+"""`Client` and `Memory`: `AsyncClient` and `AsyncMemory` in blocking shape, over a transport that never suspends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from ._admin import Admin
+from ._answer import Answer
+from ._client import DEFAULT_RETRY, USER_AGENT, Core
+from ._documents import AsyncWriteResult, Documents, WriteResult
+from ._jobs import Jobs
+from ._memories import Memories
+from ._memory import AsyncMemory
+from ._settings import CALL_TIMEOUT, LONG_TIMEOUT, Retry, Settings, Tls
+from ._transport import Blocking, finish
+from ._types import Context, HealthStatus, MemoryInfo, Message, Metadata, Mode, Source
+
+
+class Memory:
+    """One memory. Made by `client.memory(id)`, which calls nothing yet."""
+
+    def __init__(self, inner: AsyncMemory) -> None:
+        self._inner = inner
+        self.name = inner.name
+        """memories/{memory}."""
+        self.documents = Documents(inner.documents)
+        """The documents of this memory."""
+
+    @property
+    def id(self) -> str:
+        """The last part of its name."""
+        return self._inner.id
+
+    def __repr__(self) -> str:
+        return f"Memory({self.id!r})"
+
+    def info(self, *, timeout: float | None = None) -> MemoryInfo:
+        """Reads what is known of it."""
+        return finish(self._inner.info(timeout=timeout))
+
+    def write(
+        self,
+        text: str | bytes,
+        *,
+        title: str = "",
+        metadata: Metadata | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> WriteResult:
+        """Writes a text of any size. It is durable when this returns."""
+        return _result(
+            finish(self._inner.write(text, title=title, metadata=metadata, request_id=request_id, timeout=timeout))
+        )
+
+    def write_messages(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        title: str = "",
+        metadata: Metadata | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> WriteResult:
+        """Writes a conversation: Messages, or dicts as chat APIs use them."""
+        write = self._inner.write_messages
+        return _result(finish(write(messages, title=title, metadata=metadata, request_id=request_id, timeout=timeout)))
+
+    def upload(
+        self,
+        source: str | os.PathLike[str] | BinaryIO,
+        *,
+        title: str | None = None,
+        metadata: Metadata | None = None,
+        request_id: str | None = None,
+        timeout: float = LONG_TIMEOUT,
+    ) -> WriteResult:
+        """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name."""
+        upload = self._inner.upload
+        return _result(finish(upload(source, title=title, metadata=metadata, request_id=request_id, timeout=timeout)))
+
+    def search(self, query: str, *, top_k: int | None = None, timeout: float | None = None) -> list[Source]:
+        """Finds passages, best first."""
+        return finish(self._inner.search(query, top_k=top_k, timeout=timeout))
+
+    def context(self, query: str, *, max_tokens: int | None = None, timeout: float | None = None) -> Context:
+        """A text context within a token budget, for agents that use another LLM."""
+        return finish(self._inner.context(query, max_tokens=max_tokens, timeout=timeout))
+
+    def answer(
+        self,
+        question: str,
+        *,
+        mode: Mode | None = None,
+        top_k: int | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: Sequence[str] = (),
+        prior_messages: Sequence[Message | Mapping[str, Any]] = (),
+        seed: int | None = None,
+        timeout: float = LONG_TIMEOUT,
+    ) -> Answer:
+        """Answers a question: iterate the result for its events. What is None is left to the daemon."""
+        return Answer(
+            self._inner.answer(
+                question,
+                mode=mode,
+                top_k=top_k,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                stop=stop,
+                prior_messages=prior_messages,
+                seed=seed,
+                timeout=timeout,
+            )
+        )
+
+
+class Client:
+    """memoryd's client: `with Client() as client: …`. Threads may share one.
+
+    target: host:port, or unix:/path; MEMORYD_TARGET where None, and localhost:7437 where that is not set.
+    api_key: MEMORYD_API_KEY where None. Refused over an unencrypted connection to another machine, unless `insecure`.
+    tls: True, or a Tls with its own certificates.
+    timeout: seconds for a call with all its retries, where the call itself is given none; None is no limit.
+    retry: how calls that are safe to repeat are repeated while the daemon is unavailable; None never repeats.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        api_key: str | None = None,
+        tls: bool | Tls = False,
+        timeout: float | None = CALL_TIMEOUT,
+        retry: Retry | None = DEFAULT_RETRY,
+        insecure: bool = False,
+    ) -> None:
+        self._settings = Settings.resolve(target, api_key, tls, timeout, retry, insecure)
+        self._core = Core(Blocking(self._settings, USER_AGENT), self._settings)
+        self.memories = Memories(self._core.memories)
+        """Creates, reads, changes and deletes memories."""
+        self.jobs = Jobs(self._core.jobs)
+        """Reads, watches, waits for, cancels and retries jobs."""
+        self.admin = Admin(self._core.admin)
+        """Tenants, API keys and usage."""
+
+    def __repr__(self) -> str:
+        return repr(self._core).replace("Core", "Client", 1)
+
+    def memory(self, memory: str | MemoryInfo, *, create: bool = False) -> Memory:
+        """A handle to a memory; calls nothing. `create`: its first call creates the memory where there is none."""
+        return Memory(self._core.memory(memory, create=create))
+
+    def search(
+        self,
+        memories: Sequence[str | MemoryInfo | Memory],
+        query: str,
+        *,
+        top_k: int | None = None,
+        timeout: float | None = None,
+    ) -> list[Source]:
+        """Finds passages in several memories, best first."""
+        return finish(self._core.search(_inner(memories), query, top_k=top_k, timeout=timeout))
+
+    def context(
+        self,
+        memories: Sequence[str | MemoryInfo | Memory],
+        query: str,
+        *,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+    ) -> Context:
+        """A text context from several memories, within a token budget."""
+        return finish(self._core.context(_inner(memories), query, max_tokens=max_tokens, timeout=timeout))
+
+    def answer(
+        self,
+        memories: Sequence[str | MemoryInfo | Memory],
+        question: str,
+        *,
+        mode: Mode | None = None,
+        top_k: int | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: Sequence[str] = (),
+        prior_messages: Sequence[Message | Mapping[str, Any]] = (),
+        seed: int | None = None,
+        timeout: float = LONG_TIMEOUT,
+    ) -> Answer:
+        """Answers a question from several memories: iterate the result for its events."""
+        return Answer(
+            self._core.answer(
+                _inner(memories),
+                question,
+                mode=mode,
+                top_k=top_k,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                stop=stop,
+                prior_messages=prior_messages,
+                seed=seed,
+                timeout=timeout,
+            )
+        )
+
+    def health(self, *, timeout: float | None = None) -> HealthStatus:
+        """What the daemon says of its own health. Unavailable: it does not answer."""
+        return finish(self._core.health(timeout=timeout))
+
+    def wait_until_ready(self, *, timeout: float = CALL_TIMEOUT) -> None:
+        """Waits until the daemon is SERVING, e.g. after starting it."""
+        finish(self._core.wait_until_ready(timeout=timeout))
+
+    def close(self) -> None:
+        """Closes the connection. Calls under way are cancelled."""
+        finish(self._core.close())
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _result(inner: AsyncWriteResult) -> WriteResult:
+    return WriteResult(
+        document=inner.document, already_stored=inner.already_stored, job=inner.job, _documents=inner._documents
+    )
+
+
+def _inner(memories: Sequence[str | MemoryInfo | Memory]) -> list[str | MemoryInfo | AsyncMemory]:
+    if isinstance(memories, str):
+        return [memories]
+    return [m._inner if isinstance(m, Memory) else m for m in memories]
