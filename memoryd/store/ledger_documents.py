@@ -112,9 +112,7 @@ class DocumentRows(LedgerPart):
             this = live(tenant) & (documents.c.memory == memory) & (documents.c.id == document)
             if conn.execute(update(documents).where(this).values(tombstone=document)).rowcount == 0:
                 raise NotFound("no such document")
-            cancel_jobs(
-                conn, tenant, select(documents.c.id).where(documents.c.tenant == tenant, documents.c.id == document)
-            )
+            cancel_jobs(conn, tenant, select(documents.c.id).where(documents.c.tenant == tenant, documents.c.id == document))
             payload = {"memory": memory, "document": document}
             job = insert_job(conn, tenant, JobKind.ERASE, document_name(memory, document), payload)
             remember(conn, tenant, request, job.id)
@@ -158,9 +156,7 @@ class DocumentRows(LedgerPart):
                 count += len(erased)
             held = exists().where(table.c.tenant == memories.c.tenant, table.c.memory_uid == memories.c.uid)
             conn.execute(
-                delete(memories).where(
-                    memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone != "", ~held
-                )
+                delete(memories).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone != "", ~held)
             )
             return count
 

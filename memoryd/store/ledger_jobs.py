@@ -112,9 +112,7 @@ class JobRows(LedgerPart):
 
     def fail_job(self, tenant: str, job: str, owner: str, error: str, retry_at: datetime | None) -> bool:
         if retry_at is None:
-            return self._change_owned(
-                tenant, job, owner, state=JobState.DEAD, due_time=None, end_time=now(), error=error
-            )
+            return self._change_owned(tenant, job, owner, state=JobState.DEAD, due_time=None, end_time=now(), error=error)
         return self._change_owned(tenant, job, owner, state=JobState.PENDING, owner_="", due_time=retry_at, error=error)
 
     def cancel_job(self, tenant: str, job: str) -> Job:
@@ -141,9 +139,7 @@ class JobRows(LedgerPart):
                 )
                 if conn.execute(live).first() is None:
                     raise FailedPrecondition("the job's document is deleted")
-            _set(
-                conn, tenant, job, state=JobState.PENDING, due_time=now(), end_time=None, attempts=0, owner="", error=""
-            )
+            _set(conn, tenant, job, state=JobState.PENDING, due_time=now(), end_time=None, attempts=0, owner="", error="")
             return read_job(conn, tenant, job)
 
         return self._db.write(change)

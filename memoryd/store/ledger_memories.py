@@ -103,12 +103,8 @@ class MemoryRows(LedgerPart):
                 raise NotFound("no such memory")
             of_memory = (documents.c.tenant == tenant) & (documents.c.memory_uid == uid)
             cancel_jobs(conn, tenant, select(documents.c.id).where(of_memory))
-            conn.execute(
-                update(documents).where(of_memory, documents.c.tombstone == "").values(tombstone=documents.c.id)
-            )
-            conn.execute(
-                update(memories).where(memories.c.tenant == tenant, memories.c.uid == uid).values(tombstone=uid)
-            )
+            conn.execute(update(documents).where(of_memory, documents.c.tombstone == "").values(tombstone=documents.c.id))
+            conn.execute(update(memories).where(memories.c.tenant == tenant, memories.c.uid == uid).values(tombstone=uid))
             job = insert_job(conn, tenant, JobKind.ERASE, memory_name(memory), {"memory": memory})
             remember(conn, tenant, request, job.id)
             return job
@@ -118,9 +114,7 @@ class MemoryRows(LedgerPart):
 
 def find_memory_uid(conn: Connection, tenant: str, memory: str, *, lock: bool = False) -> str | None:
     """The uid of the live memory of this id. `lock` keeps it from being deleted until the transaction ends."""
-    query = select(memories.c.uid).where(
-        memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone == ""
-    )
+    query = select(memories.c.uid).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone == "")
     return conn.execute(query.with_for_update() if lock else query).scalar()
 
 

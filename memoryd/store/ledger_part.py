@@ -48,9 +48,7 @@ def remember(conn: Connection, tenant: str, request: Request | None, result: str
     """Records what this request made."""
     if request is not None:
         conn.execute(
-            insert(requests).values(
-                tenant=tenant, id=request.id, digest=request.digest, result=result, create_time=now()
-            )
+            insert(requests).values(tenant=tenant, id=request.id, digest=request.digest, result=result, create_time=now())
         )
 
 

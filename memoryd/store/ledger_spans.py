@@ -70,9 +70,7 @@ class SpanRows(LedgerPart):
         statement = (
             update(_chunks)
             .where(_chunks.c.tenant == tenant, _chunks.c.document == document, _chunks.c.ordinal == bindparam("this"))
-            .values(
-                compressor=bindparam("by"), embeddings=bindparam("embeddings_"), soft_tokens=bindparam("soft_tokens_")
-            )
+            .values(compressor=bindparam("by"), embeddings=bindparam("embeddings_"), soft_tokens=bindparam("soft_tokens_"))
         )
 
         def change(conn: Connection) -> bool:
@@ -93,9 +91,7 @@ class SpanRows(LedgerPart):
 
         return self._db.write(change)
 
-    def _after(
-        self, table: Table, make: type[Span], tenant: str, document: str, after: int, limit: int
-    ) -> Sequence[Span]:
+    def _after(self, table: Table, make: type[Span], tenant: str, document: str, after: int, limit: int) -> Sequence[Span]:
         query = (
             _select(table, tenant)
             .where(table.c.document == document, table.c.ordinal > after)

@@ -33,9 +33,7 @@ class TenantRows(LedgerPart):
         self._db.write(change)
 
     def get_tenant(self, tenant: str) -> Tenant:
-        row = self._db.read(
-            lambda conn: conn.execute(select(tenants).where(tenants.c.tenant == tenant)).mappings().first()
-        )
+        row = self._db.read(lambda conn: conn.execute(select(tenants).where(tenants.c.tenant == tenant)).mappings().first())
         if row is None:
             raise NotFound("no such tenant")
         return _tenant(row)
@@ -74,9 +72,7 @@ class TenantRows(LedgerPart):
 
     def find_key(self, secret_sha256: str) -> ApiKey | None:
         row = self._db.read(
-            lambda conn: (
-                conn.execute(select(api_keys).where(api_keys.c.secret_sha256 == secret_sha256)).mappings().first()
-            )
+            lambda conn: conn.execute(select(api_keys).where(api_keys.c.secret_sha256 == secret_sha256)).mappings().first()
         )
         return None if row is None else _key(row)
 
@@ -123,9 +119,7 @@ class TenantRows(LedgerPart):
             ).one()
             count = select(func.count()).select_from(memories)
             return Usage(
-                memories=conn.execute(
-                    count.where(memories.c.tenant == tenant, memories.c.tombstone == "")
-                ).scalar_one(),
+                memories=conn.execute(count.where(memories.c.tenant == tenant, memories.c.tombstone == "")).scalar_one(),
                 documents=int(held[0]),
                 text_bytes=int(held[1]),
                 passages=int(held[2]),

@@ -71,9 +71,7 @@ def migrate(conn: Connection, migrations: Sequence[Sequence[str]] = MIGRATIONS) 
     if conn.dialect.name == "postgresql":  # of two daemons that start together, one migrates and one waits
         conn.execute(text("SELECT pg_advisory_xact_lock(7234781234)"))
     conn.execute(
-        text(
-            "CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER NOT NULL PRIMARY KEY, create_time BIGINT NOT NULL)"
-        )
+        text("CREATE TABLE IF NOT EXISTS schema_versions (version INTEGER NOT NULL PRIMARY KEY, create_time BIGINT NOT NULL)")
     )
     version = conn.execute(text("SELECT max(version) FROM schema_versions")).scalar() or 0
     if version > len(migrations):
