@@ -1,0 +1,257 @@
+"""`memoryd demo`: starts a daemon, writes a book into a memory, and asks about it while the book is still being compressed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from memoryd_client import Client, Job, JobFailed, Memory, MemorydError, Mode, Source, Sources, Text, Usage
+
+from memoryd.running import running_daemon
+
+REFUSAL = "I don't know from memory"
+PATIENCE = 120.0  # seconds that the demo waits for the rest of the compression
+BOOK = Path(__file__).parents[1] / "examples" / "around-the-world-in-eighty-days.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked; `expected` is a pattern of what the book says, or empty where we don't know."""
+
+    text: str
+    expected: str = ""
+
+
+QUESTIONS = (
+    Question("How much did Phileas Fogg pay for the elephant?", "two thousand pounds"),
+    Question("Who was the master of the Tankadere?", "John Bunsby"),
+    Question("Which company did the steamer Mongolia belong to?", "Peninsular and Oriental"),
+    Question("How high is Bridger Pass above the level of the sea?", "seven thousand five hundred and twenty-four"),
+    Question("How long did the buffaloes block the train?", "three full hours|three hours"),
+)
+UNANSWERED = Question("What is the name of Captain Nemo's submarine?", REFUSAL)
+COMPRESSED = Question("Why did Phileas Fogg dismiss James Forster?", "shaving-water|eighty-four degrees")
+
+
+class Screen:
+    """Prints: on a terminal in colour and over the line before, elsewhere in plain lines now and then."""
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+        self._colour = self._live and "NO_COLOR" not in os.environ
+        self._next = 0.0
+
+    def dim(self, text: str) -> str:
+        return self._styled(text, "2")
+
+    def bold(self, text: str) -> str:
+        return self._styled(text, "1")
+
+    def good(self, text: str) -> str:
+        return self._styled(text, "32")
+
+    def warn(self, text: str) -> str:
+        return self._styled(text, "33")
+
+    def line(self, text: str = "") -> None:
+        print(("\r\x1b[K" if self._live else "") + text, flush=True)
+
+    def piece(self, text: str) -> None:
+        print(text, end="", flush=True)
+
+    def progress(self, text: str) -> None:
+        if self._live:
+            print("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+        elif time.monotonic() > self._next:
+            self._next = time.monotonic() + 5
+            print(text, flush=True)
+
+    def _styled(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
+
+
+class Demo:
+    """One run against one daemon."""
+
+    def __init__(self, screen: Screen, client: Client) -> None:
+        self._screen = screen
+        self._client = client
+
+    def run(self, book: Path, questions: Sequence[Question]) -> None:
+        """Writes, asks while it compresses, shows the compressed mode."""
+        text = book.read_text()
+        title = text.lstrip().splitlines()[0][:80]
+        memory = self._client.memory("demo", create=True)
+        memory.info()  # so that the time shown is that of the write alone
+        began = time.perf_counter()
+        written = memory.write(text, title=title)
+        took = (time.perf_counter() - began) * 1000
+        again = " (it was there already)" if written.already_stored else ""
+        self._screen.line(
+            f"Wrote {self._screen.bold(title)}: {len(text.split()):,} words, acknowledged in {took:.0f} ms{again}."
+        )
+        self._follow(written.job, "index")
+        document = written.wait()
+        self._screen.line(
+            f"Searchable after {time.perf_counter() - began:.1f} s: {document.token_count:,} tokens in "
+            f"{document.chunk_count} chunks. Compression goes on while we ask."
+        )
+        for question in questions:
+            self._ask(memory, question)
+        self._screen.line()
+        if not self._follow(written.job, "compress"):
+            self._screen.line(
+                self._screen.dim("The rest takes minutes on this machine; we do not wait, and it would go on by itself.")
+            )
+        self._screen.line("The same memory, read in COMPRESSED mode (compressed embeddings instead of text):")
+        self._ask(memory, COMPRESSED if questions[-1] is UNANSWERED else questions[0], Mode.COMPRESSED)
+
+    def _ask(self, memory: Memory, question: Question, mode: Mode | None = None) -> None:
+        screen = self._screen
+        screen.line("\n" + screen.bold(f"? {question.text}"))
+        basis, text = None, ""
+        screen.piece("  ")
+        for event in memory.answer(question.text, mode=mode):
+            match event:
+                case Sources():
+                    basis = event
+                case Text():
+                    screen.piece(screen.good(event.text))
+                    text += event.text
+                case Usage():
+                    screen.piece("\n")
+                    self._show_basis(basis, question.text + " " + text, refused=REFUSAL in text)
+                    self._show_usage(event)
+        if question.expected and not re.search(question.expected, text, re.IGNORECASE):
+            said = "is silent" if question is UNANSWERED else "says: " + question.expected.split("|")[0]
+            screen.line(screen.warn(f"  wrong: the book {said} (the embedded base model has 135M parameters)"))
+
+    def _show_basis(self, basis: Sources | None, words: str, refused: bool) -> None:
+        screen = self._screen
+        if basis is None or not basis.sources:
+            return
+        for warning in basis.warnings:
+            screen.line(screen.warn(f"  warning: {warning}"))
+        if refused:
+            screen.line(screen.dim(f"  looked at {len(basis.sources)} passages"))
+            return
+        source, quote = max(((s, _best_sentence(s, words)) for s in basis.sources), key=lambda x: _shared(x[1], words))
+        others = len(basis.sources) - 1
+        screen.line(
+            screen.dim(
+                f"  {source.title}, characters {source.start:,}-{source.end:,}, score {source.score:.3f}"
+                f" ({others} more passages)\n  “{_shortened(quote)}”"
+            )
+        )
+
+    def _show_usage(self, usage: Usage) -> None:
+        read = usage.soft_tokens + usage.text_tokens
+        soft = f", {usage.soft_tokens:,} of them compressed embeddings" if usage.soft_tokens else ""
+        self._screen.line(
+            self._screen.dim(
+                f"  read {read:,} tokens{soft}; the whole text is {usage.full_source_tokens:,}: "
+                f"{usage.full_source_tokens / max(1, read):.0f}x fewer. First token after "
+                f"{usage.time_to_first_token_ms / 1000:.2f} s, all after {usage.total_ms / 1000:.2f} s."
+            )
+        )
+
+    def _follow(self, job: str, until: str) -> bool:
+        """Shows a job's progress to the end of a stage; False where compressing would take longer than our patience."""
+        first: Job | None = None
+        began = time.monotonic()
+        for now in self._client.jobs.watch(job):
+            if until == "index" and (now.stage == "compress" or (now.stage == "index" and now.done == now.total > 0)):
+                return True
+            if first is None or now.stage != first.stage:
+                first, began = now, time.monotonic()
+            elapsed = time.monotonic() - began
+            rate = (now.done - first.done) / elapsed if elapsed > 1 else 0.0
+            left = (now.total - now.done) / rate if rate else 0.0
+            if until == "compress" and elapsed > 8 and left > PATIENCE:
+                self._screen.line(f"  compressed {now.done} of {now.total} chunks, {rate:.1f} a second")
+                return False
+            unit = {"chunk": "bytes", "index": "passages", "compress": "chunks"}.get(now.stage, "")
+            pace = f", {rate:.1f} a second, {left:.0f} s left" if rate else ""
+            self._screen.progress(f"  {now.stage or 'waiting'}: {now.done:,} of {now.total:,} {unit}{pace}")
+        if now.state.name != "SUCCEEDED":
+            raise JobFailed(now)
+        self._screen.line(f"  compressed: {now.total} chunks.")
+        return True
+
+
+def _words(text: str) -> set[str]:
+    return {w for w in re.findall(r"\w+", text.lower()) if len(w) > 3}
+
+
+def _shared(text: str, words: str) -> int:
+    return len(_words(text) & _words(words))
+
+
+def _best_sentence(source: Source, words: str) -> str:
+    """The sentence that shares most words with question and answer."""
+    return max(re.split(r"(?<=[.!?]) ", source.text.replace("\n", " ")), key=lambda s: _shared(s, words))
+
+
+def _shortened(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
+
+
+def _closing(screen: Screen, data_dir: Path | None) -> None:
+    here = Path(sys.executable).with_name("memoryd")
+    memoryd = "memoryd" if shutil.which("memoryd") or not here.exists() else os.path.relpath(here)
+    kept = f" --data-dir {data_dir}" if data_dir else ""
+    screen.line(f"\n{screen.bold('What to try next')}")
+    for command, about in (
+        (f"{memoryd} serve{kept}", "a daemon that stays, on 127.0.0.1:7437"),
+        (f"{memoryd} demo --target 127.0.0.1:7437", "this again, on that daemon"),
+        (f'{memoryd} demo --book FILE --question "…"', "a text and questions of your own"),
+        (f"{memoryd} doctor{kept}", "what this installation runs on, and whether it is sound"),
+    ):
+        screen.line(f"  {command:<52} {screen.dim(about)}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 130 Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="memoryd demo", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, help="keep the daemon's data there [a temporary directory]")
+    parser.add_argument("--target", help="ask a daemon that runs already, at host:port")
+    parser.add_argument("--book", type=Path, default=BOOK, help="a plain text, UTF-8 [Around the World in Eighty Days]")
+    parser.add_argument("--question", action="append", help="ask this instead; may be repeated")
+    arguments = parser.parse_args(argv)
+    questions = [*QUESTIONS, UNANSWERED]
+    if arguments.question or arguments.book != BOOK:
+        questions = [Question(q) for q in arguments.question or ["What is this text about?"]]
+    screen = Screen()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon and the temporary directory go too
+    began = time.monotonic()
+    try:
+        with contextlib.ExitStack() as stack:
+            target = arguments.target
+            if target is None:
+                data_dir = arguments.data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                screen.progress("Starting the daemon; the first start on a data directory also prepares the models …")
+                target = stack.enter_context(running_daemon(data_dir, "--log-format", "json"))
+                screen.line(f"The daemon is ready after {time.monotonic() - began:.1f} s.")
+            Demo(screen, stack.enter_context(Client(target))).run(arguments.book, questions)
+            _closing(screen, arguments.data_dir)
+    except KeyboardInterrupt:
+        screen.line("\nStopped.")
+        return 130
+    except (MemorydError, OSError, UnicodeDecodeError) as error:
+        print(f"memoryd demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
