@@ -1,0 +1,64 @@
+"""How answers are scored, and how sure a figure is. Pure."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´`")
+
+
+def normalized(answer: str) -> str:
+    """SQuAD's: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_PUNCTUATION)).split())
+
+
+def f1(answer: str, golds: Sequence[str]) -> float:
+    """The best overlap of words with any of the gold answers, 0..1."""
+    return max((_f1(normalized(answer).split(), normalized(gold).split()) for gold in golds), default=0.0)
+
+
+def exact(answer: str, golds: Sequence[str]) -> float:
+    """1.0 if the answer is one of the gold answers, normalized; else 0.0."""
+    return float(any(normalized(answer) == normalized(gold) for gold in golds))
+
+
+def _f1(answer: list[str], gold: list[str]) -> float:
+    shared = sum((Counter(answer) & Counter(gold)).values())
+    if not answer or not gold:
+        return float(answer == gold)
+    return 2 * shared / (len(answer) + len(gold))
+
+
+def is_refusal(answer: str, refusal: str) -> bool:
+    """Whether the answer begins as the refusal does, whatever follows."""
+    return normalized(answer).startswith(normalized(refusal))
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def bootstrap(values: Sequence[float], rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean, by the percentile bootstrap (Efron 1979)."""
+    if not values:
+        return math.nan, math.nan
+    r = random.Random(seed)
+    means = sorted(mean(r.choices(values, k=len(values))) for _ in range(rounds))
+    return means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95% interval of a proportion (Wilson 1927): good near 0 and 1 too."""
+    if n == 0:
+        return math.nan, math.nan
+    z = 1.959964
+    p = hits / n
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))

@@ -1,0 +1,281 @@
+"""What the reader is trained on: packs of questions over one shared context, as memoryd will show it.
+
+A pack is a few memory blocks and many questions about them, because encoding a context once for a dozen questions costs
+a fraction of encoding it a dozen times. Distractors are what retrieval would really bring: the other passages that BM25
+ranks high for the question. Questions whose answer is not shown have the refusal as their answer; most of them are hard
+ones, with related passages in view.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memoryd.compress.chunker import Counter, chunk_text
+from memoryd.learn.bm25 import Bm25, words
+from memoryd.learn.synthetic_chat import make_chat
+from memoryd.recall.prompt import REFUSAL, TextBlock
+
+_MAX_ANSWERED, _MAX_REFUSED = 9, 3  # questions of a pack
+_MIXTURE = {"squad": 0.66, "chat": 0.16, "nq": 0.10, "boolq": 0.04, "qmsum": 0.04}
+_EMPTY = 0.02  # packs whose memory holds nothing
+_NEAR = 5  # a passage among the first so many for a question is a hard distractor
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Blocks in the order of ``assemble`` (best first) and the questions asked of them, each with its answer."""
+
+    source: str
+    blocks: tuple[TextBlock, ...]
+    questions: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Article:
+    """One SQuAD article in passages. ``gold[q]`` are the passages that hold question q's answer."""
+
+    title: str
+    passages: list[str]
+    questions: list[tuple[str, list[str]]]
+    gold: list[set[int]]
+    ranked: list[list[int]]
+    used: list[int] = field(default_factory=list)
+
+
+def passages_of(text: str, base: Counter, retrieval: Counter) -> list[tuple[int, str]]:
+    """(start, text) of each passage of a document, from the project's own chunker."""
+    return [(p.start, c.text_of(p)) for c in chunk_text("", [text], base, retrieval) for p in c.passages]
+
+
+def load_article(row: dict[str, Any], base: Counter, retrieval: Counter) -> Article:
+    """A row of squad.jsonl as an article; questions whose answer straddles two passages are left out."""
+    placed = passages_of(row["text"], base, retrieval)
+    texts = [text for _, text in placed]
+    starts = [0]
+    for paragraph in row["text"].split("\n\n"):
+        starts.append(starts[-1] + len(paragraph) + 2)
+    index = Bm25(texts)
+    article = Article(title_of(row["id"]), texts, [], [], [])
+    for qa in row["qa"]:
+        low, high = starts[qa["paragraph"]], starts[qa["paragraph"] + 1]
+        answers = list(dict.fromkeys(a.strip() for a in qa["answers"]))
+        gold = {
+            i
+            for i, (start, text) in enumerate(placed)
+            if start < high and start + len(text) > low and any(a in text for a in answers)
+        }
+        if gold:
+            article.questions.append((qa["question"].strip(), answers))
+            article.gold.append(gold)
+            article.ranked.append(index.ranked(qa["question"])[:8])
+    article.used = [0] * len(article.questions)
+    return article
+
+
+def title_of(identifier: str) -> str:
+    return identifier.replace("_", " ")
+
+
+def holds(text: str, answers: list[str]) -> bool:
+    """Whether one of the answers stands in ``text``, by whole words."""
+    padded = f" {' '.join(words(text))} "
+    return any(f" {' '.join(words(a))} " in padded for a in answers if words(a))
+
+
+class ReaderData:
+    """Packs without end, the same ones for the same seed. Each question is used about equally often."""
+
+    def __init__(self, folder: Path, base: Counter, retrieval: Counter, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._articles = [load_article(r, base, retrieval) for r in read_rows(folder / "squad.jsonl.xz")]
+        self._nq = [r for r in read_rows(folder / "nq_open_oracle.jsonl.xz") if _nq_answer(r)]
+        self._boolq = read_rows(folder / "boolq.jsonl.xz")
+        self._wiki = [
+            TextBlock(r["text"], r["title"])
+            for r in read_rows(folder / "passages_2wiki.jsonl.xz")
+            if 20 < len(r["text"].split()) < 150
+        ]
+        self._meetings = [_meeting(r, base, retrieval) for r in read_rows(folder / "qmsum.jsonl.xz")]
+
+    def packs(self) -> Iterator[Pack]:
+        kinds, weights = list(_MIXTURE), list(_MIXTURE.values())
+        makers = {
+            "squad": self._squad,
+            "chat": self._chat,
+            "nq": self._nq_pack,
+            "boolq": self._boolq_pack,
+            "qmsum": self._meeting_pack,
+        }
+        while True:
+            pack = makers[self._random.choices(kinds, weights)[0]]()
+            if pack.questions and self._random.random() < _EMPTY:
+                pack = Pack("empty", (), tuple((question, REFUSAL) for question, _ in pack.questions[:3]))
+            if pack.questions:
+                yield pack
+
+    def _squad(self) -> Pack:
+        r = self._random
+        article = r.choices(self._articles, [len(a.questions) for a in self._articles])[0]
+        seed = min(range(len(article.questions)), key=lambda q: (article.used[q], r.random()))
+        count = r.choice((1, 2, 3, 3, 4, 4, 4, 5))
+        gold = r.choice(sorted(article.gold[seed]))
+        shown = [i for i in article.ranked[seed] if i != gold][: count - 1]
+        at = article.ranked[seed].index(gold) if gold in article.ranked[seed] else r.randrange(count)
+        shown.insert(min(at, len(shown)), gold)
+        title = article.title if r.random() < 0.8 else ""
+        blocks = [TextBlock(article.passages[i], title) for i in shown]
+        if len(blocks) < 5 and r.random() < 0.25:
+            blocks.insert(r.randrange(len(blocks) + 1), self._foreign(article))
+        answered = [q for q, g in enumerate(article.gold) if g & set(shown)]
+        answered.sort(key=lambda q: (q != seed, article.used[q], r.random()))
+        del answered[_MAX_ANSWERED:]
+        for q in answered:
+            article.used[q] += 1
+        questions = [(article.questions[q][0], _answer(article.questions[q][1], r)) for q in answered]
+        wanted = min(_MAX_REFUSED, max(1, round(len(answered) * 0.34)))
+        questions += self._refused(article, shown, blocks, wanted)
+        return self._pack("squad", blocks, questions)
+
+    def _refused(self, article: Article, shown: list[int], blocks: list[TextBlock], wanted: int) -> list[tuple[str, str]]:
+        """Questions of the same article that the blocks do not answer, related ones first; one in four is a stranger."""
+        r = self._random
+        text = " ".join(b.text for b in blocks)
+        near = [
+            q
+            for q, ranked in enumerate(article.ranked)
+            if not article.gold[q] & set(shown) and set(ranked[:_NEAR]) & set(shown)
+        ]
+        r.shuffle(near)
+        near = near[: max(0, wanted)]
+        questions: list[tuple[str, str]] = []
+        for q in near:
+            stranger = r.random() < 0.25
+            question, answers = r.choice(r.choice(self._articles).questions) if stranger else article.questions[q]
+            if not holds(text, answers):
+                questions.append((question, REFUSAL))
+        return questions
+
+    def _foreign(self, article: Article) -> TextBlock:
+        """A block that has nothing to do with the question."""
+        r = self._random
+        kind = r.randrange(4)
+        if kind == 0:
+            return r.choice(self._wiki)
+        if kind == 1:
+            other = r.choice([a for a in self._articles if a is not article])
+            return TextBlock(r.choice(other.passages), other.title)
+        if kind == 2:
+            meeting = r.choice(self._meetings)
+            return TextBlock(r.choice(meeting.passages), meeting.title)
+        chat = make_chat(r)
+        return TextBlock(chat.text, chat.title)
+
+    def _chat(self) -> Pack:
+        r = self._random
+        chats = [make_chat(r, facts=r.randint(3, 6)) for _ in range(r.choice((1, 1, 2)))]
+        blocks = [TextBlock(c.text, c.title) for c in chats]
+        if r.random() < 0.4:
+            meeting = r.choice(self._meetings)
+            blocks.append(TextBlock(r.choice(meeting.passages), meeting.title))
+        questions = [qa for c in chats[:1] for qa in c.questions]
+        if len(chats) == 2:  # only what the other conversation cannot answer differently
+            taken = {q for q, _ in questions}
+            questions += [(q, a) for q, a in chats[1].questions if q not in taken and "user" not in q and " I " not in q]
+        refused = [q for q in chats[0].unanswerable if all(q != asked for asked, _ in questions)]
+        if len(chats) == 2:
+            refused = [q for q in refused if "user" not in q and " my " not in q and " I " not in q]
+        r.shuffle(questions)
+        return self._pack("chat", blocks, [*questions[:_MAX_ANSWERED], *((q, REFUSAL) for q in refused[:2])])
+
+    def _nq_pack(self) -> Pack:
+        r = self._random
+        rows = r.sample(self._nq, r.choice((2, 3, 3, 4)))
+        blocks = [_nq_block(row) for row in rows]
+        if r.random() < 0.5:
+            blocks.append(r.choice(self._wiki))
+        questions = [(_asked(row["question"]), _nq_answer(row)) for row in rows]
+        stranger = r.choice(self._nq)
+        if not any(holds(b.text, stranger["answers"]) for b in blocks):
+            questions.append((_asked(stranger["question"]), REFUSAL))
+        return self._pack("nq", blocks, questions)
+
+    def _boolq_pack(self) -> Pack:
+        r = self._random
+        rows = [_boolq_row(row) for row in r.sample(self._boolq, 3)]
+        blocks = [block for block, _, _ in rows[:2] if len(block.text.split()) < 170]
+        questions = [(question, answer) for block, question, answer in rows[:2] if block in blocks]
+        return self._pack("boolq", blocks, [*questions, (rows[2][1], REFUSAL)] if questions else [])
+
+    def _meeting_pack(self) -> Pack:
+        r = self._random
+        meeting = r.choice([m for m in self._meetings if m.questions])
+        question, answer = r.choice(meeting.questions)
+        blocks = [TextBlock(meeting.passages[i], meeting.title) for i in meeting.index.ranked(question)[:4]]
+        text = " ".join(b.text for b in blocks)
+        said = [w for w in words(answer) if len(w) > 4]
+        supported = sum(w in set(words(text)) for w in said) >= 0.5 * len(said)
+        other = r.choice(r.choice([m for m in self._meetings if m is not meeting and m.questions]).questions)[0]
+        questions = [(question, answer)] if supported else []
+        return self._pack("qmsum", blocks, [*questions, (other, REFUSAL), (make_chat(r).questions[0][0], REFUSAL)][:2])
+
+    def _pack(self, source: str, blocks: list[TextBlock], questions: list[tuple[str, str]]) -> Pack:
+        """Half of the packs keep the blocks' rank, half are shuffled: the reader must not trust the order alone."""
+        r = self._random
+        if r.random() < 0.5:
+            r.shuffle(blocks)
+        r.shuffle(questions)
+        return Pack(source, tuple(blocks), tuple(questions))
+
+
+@dataclass(frozen=True, slots=True)
+class _Meeting:
+    title: str
+    passages: list[str]
+    questions: list[tuple[str, str]]  # those with a short answer
+    index: Bm25
+
+
+def _meeting(row: dict[str, Any], base: Counter, retrieval: Counter) -> _Meeting:
+    text = re.sub(r"\s*\{\w+\}", "", row["text"])
+    text = re.sub(r" ([.,?!])", r"\1", text).replace(" '", "'")
+    passages = [passage for _, passage in passages_of(text, base, retrieval)]
+    short = [(qa["question"], qa["answers"][0].strip()) for qa in row["qa"]]
+    return _Meeting("Meeting", passages, [(q, a) for q, a in short if len(a.split()) <= 40], Bm25(passages))
+
+
+def _answer(answers: list[str], r: random.Random) -> str:
+    """One of the answers that people gave, mostly the shortest: answers are to be brief."""
+    return min(answers, key=len) if r.random() < 0.7 else answers[0]
+
+
+def _nq_answer(row: dict[str, Any]) -> str:
+    """The shortest answer that stands in the passage, or nothing."""
+    found = [a for a in row["answers"] if a in row["ctxs"][0]["text"]]
+    return min(found, key=len, default="")
+
+
+def _nq_block(row: dict[str, Any]) -> TextBlock:
+    return TextBlock(row["ctxs"][0]["text"], row["ctxs"][0]["title"])
+
+
+def _asked(question: str) -> str:
+    """A search query as a person would ask it, more or less."""
+    return question[0].upper() + question[1:].rstrip("?") + "?"
+
+
+def _boolq_row(row: dict[str, Any]) -> tuple[TextBlock, str, str]:
+    context, question = row["query"].removesuffix("\nAnswer:").rsplit("\nQuestion: ", 1)
+    title, _, text = context.partition(" -- ")
+    return TextBlock(text, title), _asked(question), row["choices"][row["gold"]].capitalize()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
