@@ -20,9 +20,7 @@ class AsyncTenants:
     async def create(self, id: str, *, display_name: str = "", timeout: float | None = None) -> Tenant:
         """Creates a tenant."""
         return _convert.tenant(
-            await self._caller.unary(
-                "AdminService.CreateTenant", timeout=timeout, tenant_id=id, display_name=display_name
-            )
+            await self._caller.unary("AdminService.CreateTenant", timeout=timeout, tenant_id=id, display_name=display_name)
         )
 
     async def get(self, tenant: str | Tenant, *, timeout: float | None = None) -> Tenant:

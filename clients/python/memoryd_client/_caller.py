@@ -69,9 +69,7 @@ class Caller:
         method = _wire.method(name)
         return Stream(self, method, _request(method, fields), Deadline(timeout))
 
-    async def pages(
-        self, name: str, field: str, /, *, timeout: float | None, **fields: Any
-    ) -> AsyncGenerator[Any, None]:
+    async def pages(self, name: str, field: str, /, *, timeout: float | None, **fields: Any) -> AsyncGenerator[Any, None]:
         """The items of all pages, each page asked for when it is needed."""
         token = ""
         while True:

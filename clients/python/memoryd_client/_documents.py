@@ -33,9 +33,7 @@ class AsyncDocuments:
         response = await self._caller.unary("DocumentService.GetDocument", timeout=timeout, name=name, view=view)
         return _convert.document(response, with_text=text)
 
-    async def list(
-        self, *, page_size: int | None = None, timeout: float | None = None
-    ) -> AsyncGenerator[Document, None]:
+    async def list(self, *, page_size: int | None = None, timeout: float | None = None) -> AsyncGenerator[Document, None]:
         """Iterates the memory's documents, oldest first. `timeout` is for each page."""
         await self._ready()
         pages = self._caller.pages(
@@ -45,9 +43,7 @@ class AsyncDocuments:
             async for document in pages:
                 yield _convert.document(document)
 
-    async def delete(
-        self, document: str | Document, *, request_id: str | None = None, timeout: float | None = None
-    ) -> Job:
+    async def delete(self, document: str | Document, *, request_id: str | None = None, timeout: float | None = None) -> Job:
         """Deletes a document: unreachable when this returns. The job ends when its bytes are erased, with a receipt."""
         await self._ready()
         name = self._name(document)
@@ -87,9 +83,7 @@ class Documents:
         """Deletes a document: unreachable when this returns. The job ends when its bytes are erased, with a receipt."""
         return finish(self._inner.delete(document, request_id=request_id, timeout=timeout))
 
-    def wait(
-        self, document: str | Document, stage: Stage = Stage.SEARCHABLE, *, timeout: float = LONG_TIMEOUT
-    ) -> Document:
+    def wait(self, document: str | Document, stage: Stage = Stage.SEARCHABLE, *, timeout: float = LONG_TIMEOUT) -> Document:
         """Waits until a document is at a stage. JobFailed: its job ended before that."""
         return finish(self._inner.wait(document, stage, timeout=timeout))
 

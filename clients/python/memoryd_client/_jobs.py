@@ -29,9 +29,7 @@ class AsyncJobs:
     async def get(self, job: str | Job, *, timeout: float | None = None) -> Job:
         """Reads one job."""
         name = _convert.name_of("operations", job)
-        return _convert.job(
-            await self._caller.unary("google.longrunning.Operations.GetOperation", timeout=timeout, name=name)
-        )
+        return _convert.job(await self._caller.unary("google.longrunning.Operations.GetOperation", timeout=timeout, name=name))
 
     async def list(self, *, filter: str = "", timeout: float | None = None) -> AsyncGenerator[Job, None]:
         """Iterates the tenant's jobs."""
@@ -126,9 +124,7 @@ async def follow(caller: Caller, name: str, deadline: Deadline, *, patient: bool
             raise failure or DeadlineExceeded(f"job {name} has not ended within the timeout")
 
 
-async def reach(
-    caller: Caller, read: Callable[[], Awaitable[Document]], name: str, stage: Stage, timeout: float
-) -> Document:
+async def reach(caller: Caller, read: Callable[[], Awaitable[Document]], name: str, stage: Stage, timeout: float) -> Document:
     """Waits until a document is at a stage, and reads it."""
     deadline = Deadline(timeout)
     try:

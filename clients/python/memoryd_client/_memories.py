@@ -42,9 +42,7 @@ class AsyncMemories:
         name = _convert.name_of("memories", memory)
         return _convert.memory(await self._caller.unary("MemoryService.GetMemory", timeout=timeout, name=name))
 
-    async def list(
-        self, *, page_size: int | None = None, timeout: float | None = None
-    ) -> AsyncGenerator[MemoryInfo, None]:
+    async def list(self, *, page_size: int | None = None, timeout: float | None = None) -> AsyncGenerator[MemoryInfo, None]:
         """Iterates the tenant's memories, oldest first. `timeout` is for each page."""
         pages = self._caller.pages("MemoryService.ListMemories", "memories", timeout=timeout, page_size=page_size)
         async with aclosing(pages):
@@ -73,9 +71,7 @@ class AsyncMemories:
             )
         )
 
-    async def delete(
-        self, memory: str | MemoryInfo, *, request_id: str | None = None, timeout: float | None = None
-    ) -> Job:
+    async def delete(self, memory: str | MemoryInfo, *, request_id: str | None = None, timeout: float | None = None) -> Job:
         """Deletes a memory and its documents: unreachable when this returns. The job ends when the bytes are erased."""
         name = _convert.name_of("memories", memory)
         return _convert.job(

@@ -168,9 +168,7 @@ class AsyncMemory:
 
     async def _write(self, method: str, timeout: float | None, **fields: Any) -> AsyncWriteResult:
         await self._ready()
-        return self._result(
-            await self._caller.unary(f"DocumentService.{method}", timeout=timeout, parent=self.name, **fields)
-        )
+        return self._result(await self._caller.unary(f"DocumentService.{method}", timeout=timeout, parent=self.name, **fields))
 
     def _result(self, message: Any) -> AsyncWriteResult:
         return AsyncWriteResult(

@@ -31,18 +31,12 @@ class Recall:
 
     caller: Caller
 
-    async def search(
-        self, memories: Sequence[Given], query: str, top_k: int | None, timeout: float | None
-    ) -> list[Source]:
+    async def search(self, memories: Sequence[Given], query: str, top_k: int | None, timeout: float | None) -> list[Source]:
         names = await _names(memories)
-        response = await self.caller.unary(
-            "RecallService.Search", timeout=timeout, memories=names, query=query, top_k=top_k
-        )
+        response = await self.caller.unary("RecallService.Search", timeout=timeout, memories=names, query=query, top_k=top_k)
         return list(_convert.sources(response.sources))
 
-    async def context(
-        self, memories: Sequence[Given], query: str, max_tokens: int | None, timeout: float | None
-    ) -> Context:
+    async def context(self, memories: Sequence[Given], query: str, max_tokens: int | None, timeout: float | None) -> Context:
         names = await _names(memories)
         response = await self.caller.unary(
             "RecallService.BuildContext", timeout=timeout, memories=names, query=query, max_tokens=max_tokens

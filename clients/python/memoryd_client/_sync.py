@@ -51,9 +51,7 @@ class Memory:
         timeout: float | None = None,
     ) -> WriteResult:
         """Writes a text of any size. It is durable when this returns."""
-        return _result(
-            finish(self._inner.write(text, title=title, metadata=metadata, request_id=request_id, timeout=timeout))
-        )
+        return _result(finish(self._inner.write(text, title=title, metadata=metadata, request_id=request_id, timeout=timeout)))
 
     def write_messages(
         self,
@@ -221,16 +219,12 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 
 def _result(inner: AsyncWriteResult) -> WriteResult:
-    return WriteResult(
-        document=inner.document, already_stored=inner.already_stored, job=inner.job, _documents=inner._documents
-    )
+    return WriteResult(document=inner.document, already_stored=inner.already_stored, job=inner.job, _documents=inner._documents)
 
 
 def _inner(memories: Sequence[str | MemoryInfo | Memory]) -> list[str | MemoryInfo | AsyncMemory]:

@@ -19,9 +19,7 @@ _FILE = Path(__file__).with_name("api.binpb")
 
 def _health() -> descriptor_pb2.FileDescriptorProto:
     """grpc.health.v1, as much of it as is asked: no package that is always there carries it."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="grpc/health/v1/health.proto", package="grpc.health.v1", syntax="proto3"
-    )
+    file = descriptor_pb2.FileDescriptorProto(name="grpc/health/v1/health.proto", package="grpc.health.v1", syntax="proto3")
     field = {"number": 1, "label": descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL}
     request = file.message_type.add(name="HealthCheckRequest")
     request.field.add(name="service", type=descriptor_pb2.FieldDescriptorProto.TYPE_STRING, **field)
