@@ -65,6 +65,11 @@ class Settings(BaseModel):
     )
     log_format: Annotated[Literal["auto", "json", "console"], Field(description="auto: console on a terminal")] = "auto"
 
+    @field_validator("ratio", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdigit() else value  # as flags and environment give it
+
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:

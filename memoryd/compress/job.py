@@ -18,7 +18,7 @@ from memoryd.compress.chunker import chunk_text
 from memoryd.core import Chunk, Document, Job, Stage, document_prefix
 from memoryd.errors import NotFound
 from memoryd.jobs import Progress, Stopped
-from memoryd.models import Loaded, Models
+from memoryd.models import Models
 from memoryd.recall.indexing import Indexer
 from memoryd.store.base import Blobs, Ledger
 from memoryd.store.texts import Texts
@@ -38,11 +38,10 @@ class CompressJob:
         self._texts = texts
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
-        models = self._models.loaded
         document = await self._document(job)
         if document.stage < Stage.SEARCHABLE:
             if job.stage != "index":
-                await self._chunk(document, models, progress)
+                await self._chunk(document, progress)
             document = await self._document(job)
             await self._indexer.add(
                 document, progress.job.done, lambda done, total: progress.step("index", done, total)
@@ -50,7 +49,7 @@ class CompressJob:
             if not await asyncio.to_thread(self._ledger.set_stage, document.tenant, document.id, Stage.SEARCHABLE):
                 raise Stopped
             progress.give_way()
-        await self._compress(document, models, progress)
+        await self._compress(document, progress)
         if not await asyncio.to_thread(self._ledger.set_stage, document.tenant, document.id, Stage.COMPRESSED):
             raise Stopped
         soft_tokens = await asyncio.to_thread(self._soft_tokens, document)
@@ -59,7 +58,7 @@ class CompressJob:
             "passages": document.passage_count,
             "tokens": document.token_count,
             "soft_tokens": soft_tokens,
-            "compressor": models.info.compressor.fingerprint,
+            "compressor": self._models.info.compressor.fingerprint,
         }
 
     async def _document(self, job: Job) -> Document:
@@ -70,11 +69,11 @@ class CompressJob:
         except NotFound:
             raise Stopped from None
 
-    async def _chunk(self, document: Document, models: Loaded, progress: Progress) -> None:
+    async def _chunk(self, document: Document, progress: Progress) -> None:
         """Cuts the text anew: what an earlier try left is forgotten first."""
         if not await asyncio.to_thread(self._ledger.reset_document, document.tenant, document.id):
             raise Stopped
-        cut = chunk_text(document.id, self._pieces(document), models.tokenizer, models.retrieval)
+        cut = chunk_text(document.id, self._pieces(document), self._models.tokenizer, self._models.retrieval)
         done = 0
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(cut, _CHUNKS))):
             chunks = [c.chunk for c in batch]
@@ -95,22 +94,22 @@ class CompressJob:
             yield decoder.decode(block)
         yield decoder.decode(b"", final=True)
 
-    async def _compress(self, document: Document, models: Loaded, progress: Progress) -> None:
+    async def _compress(self, document: Document, progress: Progress) -> None:
         """Makes what is missing or was made by another compressor."""
-        fingerprint = models.info.compressor.fingerprint
+        fingerprint = self._models.info.compressor.fingerprint
         after = -1
         progress.show("compress", 0, document.chunk_count)
         while page := await asyncio.to_thread(self._ledger.chunks, document.tenant, document.id, after, _COMPRESS):
             missing = [c for c in page if c.compressor != fingerprint]
             if missing:
-                await self._compress_chunks(document, missing, models)
+                await self._compress_chunks(document, missing)
             after = page[-1].ordinal
             progress.step("compress", after + 1, document.chunk_count)
 
-    async def _compress_chunks(self, document: Document, chunks: list[Chunk], models: Loaded) -> None:
-        fingerprint = models.info.compressor.fingerprint
+    async def _compress_chunks(self, document: Document, chunks: list[Chunk]) -> None:
+        fingerprint = self._models.info.compressor.fingerprint
         texts = await asyncio.to_thread(lambda: [self._texts.chunk(document, c) for c in chunks])
-        ids = [models.tokenizer.encode(text) for text in texts]
+        ids = [self._models.tokenizer.encode(text) for text in texts]
         made = await self._models.worker.compress(ids, fingerprint)
 
         def store() -> bool:

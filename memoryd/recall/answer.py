@@ -13,7 +13,7 @@ from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.core import Chunk, Message, Source
 from memoryd.engine.request import Generation, Segment, Soft, TokenIds
 from memoryd.errors import FingerprintMismatch, ResourceExhausted
-from memoryd.models import Loaded, Models
+from memoryd.models import Models
 from memoryd.recall.embeddings import EmbeddingStore
 from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, Block, Prompt, SoftBlock, SoftSlot, TextBlock, assemble
 from memoryd.recall.search import Searcher
@@ -131,21 +131,20 @@ class Answerer:
 
     async def _answer(self, tenant: str, question: Question) -> AsyncGenerator[Event, None]:
         began = time.perf_counter()
-        models = self._models.loaded
-        usage = AnswerUsage(base_model=models.info.base_fingerprint)
+        usage = AnswerUsage(base_model=self._models.info.base_fingerprint)
         sources = await self._searcher.search(tenant, question.memories, question.text, question.top_k, usage.stage_ms)
         loading = time.perf_counter()
         usage.full_source_tokens = await asyncio.to_thread(self._ledger.token_count, tenant, question.memories)
-        context = await asyncio.to_thread(self._context, tenant, question.mode, sources, models)
-        prompt = self._prompt(question, context, models)
+        context = await asyncio.to_thread(self._context, tenant, question.mode, sources)
+        prompt = self._prompt(question, context)
         usage.stage_ms["load"] = _since(loading)
         usage.soft_tokens, usage.text_tokens = prompt.soft_tokens, prompt.text_tokens
         usage.cache_hits = context.tiers
-        usage.compressor = models.info.compressor.fingerprint if prompt.soft_tokens else ""
-        usage.adapter = models.info.reader
+        usage.compressor = self._models.info.compressor.fingerprint if prompt.soft_tokens else ""
+        usage.adapter = self._models.info.reader
         yield Sources(sources, context.mode, context.warnings)
         if sources:
-            async with contextlib.aclosing(self._generate(question, context, prompt, models, usage, began)) as texts:
+            async with contextlib.aclosing(self._generate(question, context, prompt, usage, began)) as texts:
                 async for text in texts:
                     yield text
         else:  # nothing was found: there is nothing that a model could answer from
@@ -162,7 +161,7 @@ class Answerer:
         yield usage
 
     async def _generate(
-        self, question: Question, context: _Context, prompt: Prompt, models: Loaded, usage: AnswerUsage, began: float
+        self, question: Question, context: _Context, prompt: Prompt, usage: AnswerUsage, began: float
     ) -> AsyncGenerator[Text, None]:
         request = Generation(
             _segments(prompt, context),
@@ -170,7 +169,7 @@ class Answerer:
             temperature=question.temperature,
             stop=question.stop,
             seed=question.seed,
-            use_reader=bool(models.info.reader),
+            use_reader=bool(self._models.info.reader),
             compressor_fingerprint=usage.compressor,
         )
         async with contextlib.aclosing(self._models.worker.generate(request)) as events:
@@ -183,8 +182,8 @@ class Answerer:
                     usage.time_to_first_token_ms = usage.time_to_first_token_ms or _since(began)
                     yield Text(event.text)
 
-    def _context(self, tenant: str, mode: Mode, sources: Sequence[Source], models: Loaded) -> _Context:
-        compressor = models.info.compressor
+    def _context(self, tenant: str, mode: Mode, sources: Sequence[Source]) -> _Context:
+        compressor = self._models.info.compressor
         if mode is Mode.HYBRID and not compressor.gate_passed:
             warning = (
                 f"the compressor {compressor.name} has not passed its quality gate: answered from raw text instead"
@@ -220,14 +219,14 @@ class Answerer:
         keys = list(dict.fromkeys((s.passage.document, s.passage.chunk) for s in sources))
         return list(self._ledger.get_chunks(tenant, keys).values())
 
-    def _prompt(self, question: Question, context: _Context, models: Loaded) -> Prompt:
+    def _prompt(self, question: Question, context: _Context) -> Prompt:
         for embeddings in context.soft.values():
-            if embeddings.d_model != models.info.d_model:
+            if embeddings.d_model != self._models.info.d_model:
                 raise FingerprintMismatch(
                     "compressed embeddings are not of the base model's width: they are being remade"
                 )
-        budget = min(self._max_context_tokens, models.info.max_positions - question.max_tokens)
-        return assemble(models.tokenizer, context.blocks, question.text, question.prior, budget=budget)
+        budget = min(self._max_context_tokens, self._models.info.max_positions - question.max_tokens)
+        return assemble(self._models.tokenizer, context.blocks, question.text, question.prior, budget=budget)
 
 
 def _text_blocks(sources: Sequence[Source]) -> list[Block]:

@@ -32,7 +32,7 @@ class ContextBuilder:
 
     async def build(self, tenant: str, memories: Sequence[str], query: str, max_tokens: int) -> Context:
         """Never longer than `max_tokens`; empty where not even the best passage fits. Errors as Search."""
-        tokenizer = self._models.loaded.tokenizer
+        tokenizer = self._models.tokenizer
         depth = min(_MOST, max(4, max_tokens // _TOKENS_PER_PASSAGE))
         found = await self._searcher.search(tenant, memories, query, depth)
         chosen: list[Source] = []

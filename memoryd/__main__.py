@@ -1,0 +1,74 @@
+"""`memoryd serve | doctor | reindex | demo`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from memoryd import __version__, config, log
+from memoryd.config import Settings
+from memoryd.errors import MemorydError
+
+EX_CONFIG = 78  # sysexits.h: what is wrong is in the settings, starting again would not help
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="memoryd", description="The long-term memory daemon for LLM agents.")
+    parser.add_argument("--version", action="version", version=f"memoryd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _add_settings(commands.add_parser("serve", help="run the daemon"))
+    _add_settings(commands.add_parser("doctor", help="check this installation and say what to do"))
+    reindex = commands.add_parser("reindex", help="rebuild the index of every tenant from the texts that are kept")
+    _add_settings(reindex)
+    commands.add_parser("demo", help="write a book into a daemon and ask it questions", add_help=False)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings (or MEMORYD_CONFIG)")
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = f" [{default}]" if default not in ("", None) else ""
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, dest=name, metavar="…", default=argparse.SUPPRESS, help=f"{field.description}{shown}")
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    flags: dict[str, Any] = {k: v for k, v in vars(arguments).items() if k in Settings.model_fields}
+    return config.load(arguments.config, flags=flags)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 usage, 78 a setting is bad."""
+    arguments, rest = _parser().parse_known_args(argv)
+    if arguments.command == "demo":
+        from memoryd import demo
+
+        return demo.main(rest)
+    if rest:
+        print(f"memoryd {arguments.command}: no such argument: {rest[0]}", file=sys.stderr)
+        return 2
+    try:
+        settings = _settings(arguments)
+        log.configure(settings.log_level, settings.log_format)
+        if arguments.command == "doctor":
+            from memoryd import doctor
+
+            return doctor.check(settings)
+        from memoryd.app import Daemon, request_reindex_of_all
+
+        if arguments.command == "reindex":
+            return request_reindex_of_all(settings)
+        return asyncio.run(Daemon(settings).run())
+    except MemorydError as error:
+        print(f"memoryd: {error.message}", file=sys.stderr)
+        return EX_CONFIG if error.reason == "BAD_SETTING" else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""The composition root: the only place that constructs components. Start order, supervision and drain, top to bottom.
+
+lock ▸ ledger, blobs ▸ children (Valkey, Milvus Lite, worker) ▸ models ▸ index, cache ▸ jobs, recall ▸ API ▸ ready
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from memoryd import log, screen
+from memoryd.api.admin import AdminServicer
+from memoryd.api.auth import Authenticator, admin_key
+from memoryd.api.documents import DocumentServicer
+from memoryd.api.interceptor import CallInterceptor
+from memoryd.api.jobs import JobServicer, OperationsServicer
+from memoryd.api.memories import MemoryServicer
+from memoryd.api.recall import RecallServicer
+from memoryd.api.server import Health, build
+from memoryd.child import ChildProcess, ChildState, supervise
+from memoryd.compress.job import CompressJob
+from memoryd.config import Settings
+from memoryd.core import DEFAULT_TENANT, JobKind
+from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
+from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.errors import MemorydError
+from memoryd.forget import EraseJob
+from memoryd.jobs import JobRunner
+from memoryd.lock import DataDirLock
+from memoryd.models import Models
+from memoryd.recall.answer import Answerer
+from memoryd.recall.context import ContextBuilder
+from memoryd.recall.embeddings import EmbeddingStore
+from memoryd.recall.indexing import Indexer, ReindexJob, lost_tenants, request_reindex
+from memoryd.recall.search import Searcher
+from memoryd.store.base import Blobs, Cache, Index, Ledger
+from memoryd.store.blobs import FsspecBlobs
+from memoryd.store.cache import ValkeyCache
+from memoryd.store.embedded import MilvusServer, ValkeyServer
+from memoryd.store.index import MilvusIndex
+from memoryd.store.ledger import SqlLedger
+from memoryd.store.texts import Texts
+from memoryd.worker.child import WorkerProcess
+from memoryd.worker.client import WorkerClient
+from memoryd.write import DocumentWriter
+
+_FLUSH_SECONDS = 20.0
+_ABANDONED_SECONDS = 3600.0
+_OPEN_TRIES = 3  # starts of Milvus Lite before its files are taken to be broken and are rebuilt
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a daemon is made of, for those that drive it: the rest holds only what it was handed."""
+
+    ledger: Ledger
+    blobs: Blobs
+    index: Index
+    cache: Cache
+    models: Models
+    jobs: JobRunner
+    server: grpc.aio.Server
+    health: Health
+    handlers: Mapping[JobKind, Any]
+
+
+class Daemon:
+    """`await Daemon(settings).run()` serves until SIGTERM or SIGINT and returns the exit code."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._up: dict[str, bool] = {}  # what answers cannot do without: is it there?
+        self._health = Health()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._log = log.get("daemon")
+
+    async def run(self) -> int:
+        """SettingsError and FailedPrecondition where it can't start; the message says what to do."""
+        began = time.monotonic()
+        settings = self._settings
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(DataDirLock(settings.data_dir))
+            ledger = await asyncio.to_thread(_ledger, settings)
+            stack.callback(ledger.close)
+            blobs = FsspecBlobs(settings.blob_url or str(settings.data_dir / "blobs"))
+
+            valkey = None if settings.redis_url else ValkeyServer(settings.data_dir, settings.cache_bytes)
+            milvus = None if settings.milvus_uri else MilvusServer(settings.data_dir)
+            worker = WorkerProcess(settings)
+            if not await self._start_children([child for child in (valkey, milvus, worker) if child], milvus, stack):
+                return 0
+            client = WorkerClient(worker.socket)
+            stack.push_async_callback(client.close)
+            info = await client.describe()
+            models = Models(client, info, TextTokenizer(info.model_path), RetrievalTokenizer())
+
+            uri = milvus.uri if milvus else settings.milvus_uri
+            index = await asyncio.to_thread(MilvusIndex, uri, info.encoder_dim, info.encoder_fingerprint, settings.milvus_token)
+            stack.callback(index.close)
+            cache = ValkeyCache(valkey.url if valkey else settings.redis_url, settings.cache_bytes)
+            stack.callback(cache.close)
+            parts = self._compose(ledger, blobs, index, cache, models)
+            await self._recover(parts)
+            await self._serve(parts, began, stack)
+        self._log.info("stopped")
+        return 0
+
+    async def _start_children(
+        self, children: list[ChildProcess], milvus: MilvusServer | None, stack: contextlib.AsyncExitStack
+    ) -> bool:
+        """Starts them side by side and keeps watch over them. False where SIGTERM came first."""
+        for child in children:
+            stack.push_async_callback(child.stop)
+        starting: asyncio.Future[Any] = asyncio.gather(*(self._first_start(child, milvus) for child in children))
+        stopping: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            with contextlib.suppress(asyncio.CancelledError, MemorydError):
+                await starting
+            return False
+        stopping.cancel()
+        await starting
+        for child in children:
+            watch = self._background(supervise(child, self._watcher(child.spec.name)))
+            stack.push_async_callback(_cancelled, watch)
+        return True
+
+    async def _first_start(self, child: ChildProcess, milvus: MilvusServer | None) -> None:
+        for tries in range(1, _OPEN_TRIES + 1):
+            try:
+                return await child.start()
+            except MemorydError as error:
+                if child is not milvus or tries == _OPEN_TRIES:
+                    raise
+                self._log.warning("the index does not open", tries=tries, why=error.message)
+                if tries == _OPEN_TRIES - 1:  # it holds nothing that can't be rebuilt
+                    self._log.warning("the index is wiped and will be rebuilt from ledger and blobs")
+                    await asyncio.to_thread(milvus.wipe)
+
+    def _watcher(self, name: str) -> Any:
+        def changed(state: ChildState, why: str) -> None:
+            self._log.info("child", child=name, state=str(state), why=why)
+            if name != "valkey":  # a cache is only missed
+                self._up[name] = state is ChildState.READY
+                self._background(self._health.set(all(self._up.values())))
+
+        return changed
+
+    def _compose(self, ledger: Ledger, blobs: Blobs, index: Index, cache: Cache, models: Models) -> Parts:
+        settings = self._settings
+        jobs = JobRunner(ledger, settings.job_slots, settings.job_lease_seconds, settings.job_attempts)
+        texts = Texts(ledger, blobs)
+        embeddings = EmbeddingStore(blobs, cache)
+        indexer = Indexer(ledger, texts, index, models)
+        searcher = Searcher(ledger, index, texts, models)
+        answerer = Answerer(ledger, searcher, embeddings, models, settings.max_context_tokens, settings.max_answers)
+        writer = DocumentWriter(ledger, blobs, settings.max_document_bytes)
+        secret = admin_key(settings.data_dir) if settings.auth == "keys" else None
+        servicers = {
+            "memoryd.v1.MemoryService": MemoryServicer(ledger, jobs),
+            "memoryd.v1.DocumentService": DocumentServicer(ledger, blobs, writer, jobs),
+            "memoryd.v1.RecallService": RecallServicer(ledger, searcher, ContextBuilder(searcher, models), answerer),
+            "memoryd.v1.JobService": JobServicer(ledger, jobs),
+            "memoryd.v1.AdminService": AdminServicer(ledger),
+            "google.longrunning.Operations": OperationsServicer(ledger, jobs),
+        }
+        server = build(settings, servicers, CallInterceptor(Authenticator(ledger, secret)), self._health)
+        handlers = {
+            JobKind.COMPRESS: CompressJob(ledger, blobs, indexer, models, texts),
+            JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, jobs),
+            JobKind.REINDEX: ReindexJob(ledger, indexer),
+        }
+        return Parts(ledger, blobs, index, cache, models, jobs, server, self._health, handlers)
+
+    async def _recover(self, parts: Parts) -> None:
+        """What an earlier daemon may have left undone, besides its jobs, which come back by themselves."""
+        await asyncio.to_thread(parts.ledger.ensure_tenant, DEFAULT_TENANT)
+        swept = await asyncio.to_thread(parts.blobs.sweep, _ABANDONED_SECONDS)
+        if swept:
+            self._log.info("removed what unfinished uploads left", files=swept)
+        for tenant in await asyncio.to_thread(lost_tenants, parts.ledger, parts.index):
+            self._log.warning("the index has nothing of this tenant: it is rebuilt", tenant=tenant)
+            await asyncio.to_thread(request_reindex, parts.ledger, tenant)
+
+    async def _serve(self, parts: Parts, began: float, stack: contextlib.AsyncExitStack) -> None:
+        running = self._background(parts.jobs.run(parts.handlers))
+        flushing = self._background(_flush_now_and_then(parts.index))
+        await parts.server.start()
+        await self._health.set(all(self._up.values()))
+        vectors = await asyncio.to_thread(parts.index.count, DEFAULT_TENANT)
+        screen.show_ready(self._settings, parts.models.info, vectors, time.monotonic() - began)
+        await self._stopping.wait()
+        self._log.info("draining", seconds=self._settings.drain_seconds)
+        await self._health.set(False)
+        await asyncio.gather(parts.server.stop(self._settings.drain_seconds), parts.jobs.drain())
+        for task in (running, flushing):
+            await _cancelled(task)
+
+    def _background(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def request_reindex_of_all(settings: Settings) -> int:
+    """`memoryd reindex`: leaves a job for each tenant, for the daemon that runs or the next one. Returns the exit code."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.closing(_ledger(settings)) as ledger:
+        tenants, token = 0, ""
+        while True:
+            page = ledger.list_tenants(1000, token)
+            for tenant in page.items:
+                request_reindex(ledger, tenant.id)
+            tenants += len(page.items)
+            token = page.next_token
+            if not token:
+                break
+    print(f"the index of {tenants} tenant(s) will be rebuilt: by the running daemon within a second, or by the next one")
+    return 0
+
+
+def _ledger(settings: Settings) -> SqlLedger:
+    return SqlLedger(settings.database_url or f"sqlite:///{settings.data_dir / 'ledger.db'}")
+
+
+async def _flush_now_and_then(index: Index) -> None:
+    """Unflushed rows are slow to search."""
+    while True:
+        await asyncio.sleep(_FLUSH_SECONDS)
+        with contextlib.suppress(MemorydError):
+            await asyncio.to_thread(index.flush)
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

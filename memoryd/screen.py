@@ -1,0 +1,41 @@
+"""What `memoryd serve` shows a person once it is ready: what it runs on, where data lies, what to try."""
+
+from __future__ import annotations
+
+from memoryd import __version__
+from memoryd.config import Settings
+from memoryd.worker.client import WorkerInfo
+
+
+def show_ready(settings: Settings, info: WorkerInfo, vectors: int, seconds: float) -> None:
+    """One screen, on stdout. Passwords in URLs are not shown."""
+    data = settings.data_dir
+    keys = "no keys: only this host, as tenant `default`"
+    if settings.auth == "keys":
+        keys = f"API keys; the admin key is in {data / 'admin.key'}"
+    gate = "passed its quality gate" if info.compressor.gate_passed else "not trained yet: HYBRID answers from raw text"
+    rows = {
+        "listens": f"{settings.listen}{' with TLS' if settings.tls_cert else ''} ({keys})",
+        "data": str(data),
+        "ledger": _server(settings.database_url) or "SQLite, ledger.db",
+        "blobs": _server(settings.blob_url) or "files, blobs/",
+        "index": _server(settings.milvus_uri) or f"Milvus Lite, a child; {vectors} vectors of tenant `default`",
+        "cache": _server(settings.redis_url) or f"Valkey, a child; at most {settings.cache_bytes >> 20} MiB",
+        "model": f"{settings.model}, {info.device} {info.dtype}, {info.base_fingerprint[:12]}",
+        "reader": info.reader[:19] or "none fits this base model: answers are the model's own",
+        "compressor": f"{info.compressor.name} {info.compressor.ratio}x, {gate}",
+        "logs": f"stderr, and {data / 'logs'} of its children",
+    }
+    print(f"memoryd {__version__} is ready, after {seconds:.1f} s\n", flush=True)
+    for name, value in rows.items():
+        print(f"  {name:<11} {value}")
+    print("\n  try         memoryd demo --target " + settings.listen + "    (Ctrl-C here drains and stops)\n", flush=True)
+
+
+def _server(url: str) -> str:
+    """The URL without its password."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if not at:
+        return url
+    return f"{scheme}{separator}{credentials.partition(':')[0]}@{host}"

@@ -1,0 +1,46 @@
+"""Fixtures of all tests: one real daemon for a whole session, with the real model, and a fresh memory for each test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from memoryd_client import Client, Memory
+
+from tests.daemon import DaemonProcess
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model, converted once: data directories link to it."""
+    from memoryd.engine.base_model import ensure_base_model
+
+    data_dir = tmp_path_factory.mktemp("models")
+    ensure_base_model("smollm2-135m-instruct", data_dir)
+    return data_dir / "models"
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[DaemonProcess]:
+    """A daemon without keys, shared by all tests that only need one."""
+    with DaemonProcess(tmp_path_factory.mktemp("daemon"), models=models) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def daemon_target(daemon: DaemonProcess) -> str:
+    return daemon.target
+
+
+@pytest.fixture
+def client(daemon: DaemonProcess) -> Iterator[Client]:
+    with Client(daemon.target) as connected:
+        yield connected
+
+
+@pytest.fixture
+def memory(client: Client) -> Memory:
+    """A fresh memory, of no other test."""
+    return client.memory(f"test-{uuid.uuid4().hex[:12]}", create=True)
