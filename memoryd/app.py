@@ -141,7 +141,8 @@ class Daemon:
     async def _first_start(self, child: ChildProcess, milvus: MilvusServer | None) -> None:
         for tries in range(1, _OPEN_TRIES + 1):
             try:
-                return await child.start()
+                await child.start()
+                return
             except MemorydError as error:
                 if child is not milvus or tries == _OPEN_TRIES:
                     raise

@@ -53,8 +53,6 @@ def _checks(settings: Settings) -> Iterator[tuple[str, Callable[[], str]]]:
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise Problem(f"{sys.version.split()[0]} is too old: memoryd needs 3.11")
     return f"{sys.version.split()[0]}, {sys.executable}"
 
 
