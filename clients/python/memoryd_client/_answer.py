@@ -39,7 +39,7 @@ class AsyncAnswer:
     @property
     async def text(self) -> str:
         """The whole text, read to its end; after `close()`, what had arrived."""
-        await self._read_until(lambda: self._ended)
+        await self._read_to_end()
         return "".join(e.text for e in self._events if isinstance(e, Text))
 
     @property
@@ -50,16 +50,16 @@ class AsyncAnswer:
     @property
     async def basis(self) -> Sources:
         """The Sources event: the sources, the mode that is used, and warnings."""
-        await self._read_until(lambda: any(isinstance(e, Sources) for e in self._events))
-        for event in self._events:
-            if isinstance(event, Sources):
-                return event
+        while not self._events and await self._more():
+            pass
+        if self._events and isinstance(self._events[0], Sources):
+            return self._events[0]
         raise self._missing("sources")
 
     @property
     async def usage(self) -> Usage:
         """What the answer took, read to its end."""
-        await self._read_until(lambda: self._ended)
+        await self._read_to_end()
         if self._events and isinstance(self._events[-1], Usage):
             return self._events[-1]
         raise self._missing("usage")
@@ -79,12 +79,12 @@ class AsyncAnswer:
     ) -> None:
         await self.close()
 
-    async def _read_until(self, enough: Callable[[], bool]) -> None:
-        while not enough() and await self._more():
+    async def _read_to_end(self) -> None:
+        while await self._more():
             pass
 
     async def _more(self) -> bool:
-        """Reads one more event. False at the end."""
+        """Reads one more event. False at the end; where that was an error, it stays one."""
         if self._error is not None:
             raise self._error
         while not self._ended:
