@@ -40,6 +40,6 @@ class EraseJob:
             cached += await asyncio.to_thread(self._cache.delete_prefix, gone.tenant, cache_prefix(gone.id))
             prefix = document_prefix(gone.tenant, gone.memory, gone.id)
             blobs += await asyncio.to_thread(self._blobs.delete_prefix, gone.tenant, prefix)
-        documents = await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, document)
+        documents = await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, [d.id for d in doomed])
         progress.show("erase", len(doomed), len(doomed))
         return {"documents": documents, "blobs": blobs, "vectors": vectors, "cache_keys": cached}
