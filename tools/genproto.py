@@ -51,6 +51,7 @@ def main() -> None:
         CLIENT_SET.parent.mkdir(parents=True, exist_ok=True)
         _run(*common, "--include_imports", f"--descriptor_set_out={CLIENT_SET}", *public, ERROR_DETAILS)
         if len(sys.argv) > 1:  # for `buf lint`: every source, with its comments
+            Path(sys.argv[1]).parent.mkdir(parents=True, exist_ok=True)
             _run(*common, "--include_imports", "--include_source_info", f"--descriptor_set_out={sys.argv[1]}", *sources)
     for path in [*ROOT.glob("memoryd/v1/*_pb2*.py*"), *ROOT.glob("memoryd/worker/v1/*_pb2*.py*")]:
         text = path.read_text().replace("from buf.validate import", "from memoryd.buf.validate import")
