@@ -1,0 +1,35 @@
+"""What a compressor is: it makes compressed embeddings of chunks, for exactly one base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Compressor(Protocol):
+    """Turns each chunk into a [k, d_model] tensor that is prepended as soft tokens. The loop owns it."""
+
+    @property
+    def name(self) -> str:
+        """Its kind: pooled, autocompressor, icae."""
+
+    @property
+    def ratio(self) -> int:
+        """Source tokens for each compressed embedding."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Content hash of its kind, ratio and weights, and of its base model."""
+
+    @property
+    def gate_passed(self) -> bool:
+        """Whether it passed its quality gate."""
+
+    def compress(self, chunks: Sequence[Sequence[int]]) -> list[Tensor]:
+        """One [k, d_model] tensor for each chunk of base-model token ids; chunks do not see each other.
+
+        All chunks go through in one pass, padded to the longest: the caller bounds a micro-batch. Raises
+        InvalidArgument where a chunk is empty, longer than the base model takes, or has an id that is no token.
+        """

@@ -1,0 +1,314 @@
+"""Runs one step after another on one copy of the base model. Everything here happens on one thread, the worker's loop.
+
+What it does not know: gRPC, asyncio, tenants, prompts' wording. What comes first is the scheduler's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from memoryd.compress.base import Compressor
+from memoryd.compress.codec import CompressedEmbeddings
+from memoryd.engine.adapters import NONE, READER, Adapters
+from memoryd.engine.base_model import BaseModel
+from memoryd.engine.kv import Kv
+from memoryd.engine.request import GenerateEvent, Generation, TokenIds
+from memoryd.engine.sampling import Sampler
+from memoryd.engine.scheduler import Decode, Embed, Item, Limits, Prefill, Scheduler, Step, Work
+from memoryd.engine.text import Detokenizer, StopFilter
+from memoryd.errors import FingerprintMismatch, InvalidArgument, MemorydError, ResourceExhausted
+
+_MAX_TEXT_TOKENS = 256  # of the retrieval encoder, which cuts longer texts
+
+
+class RetrievalEncoder(Protocol):
+    """Texts to unit vectors [n, dim] float32."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dim(self) -> int: ...
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]: ...
+
+
+Value = GenerateEvent | CompressedEmbeddings | npt.NDArray[np.float32] | MemorydError
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Something for the call `call`: an event, the `index`-th of its results, or the error that ended it."""
+
+    call: int
+    value: Value
+    index: int = 0
+
+    @property
+    def ends(self) -> bool:
+        """Whether nothing follows for this call, by an error or a finished text."""
+        return isinstance(self.value, MemorydError) or bool(getattr(self.value, "finish_reason", ""))
+
+
+@dataclass(slots=True)
+class _Sequence:
+    request: Generation
+    adapter: str
+    sampler: Sampler
+    detokenizer: Detokenizer
+    stop: StopFilter
+    arrived: float
+    prompt_TD: Tensor | None = None
+    kv: Kv = field(default_factory=Kv)
+    started: float = 0.0
+    token: int = -1
+    made: int = 0
+
+
+@dataclass(slots=True)
+class _Group:
+    """Sequences that decode together, rows of one `kv` in this order."""
+
+    kv: Kv = field(default_factory=Kv)
+    calls: list[int] = field(default_factory=list)
+
+
+class Runner:
+    """Takes calls by number (`generate`, `embed`, `compress`), runs them in steps, gives out outputs."""
+
+    def __init__(
+        self,
+        base: BaseModel,
+        adapters: Adapters,
+        compressor: Compressor,
+        encoder: RetrievalEncoder,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._base, self._adapters, self._compressor, self._encoder = base, adapters, compressor, encoder
+        self._scheduler = Scheduler(limits)
+        self._clock = clock
+        self._model = cast(Any, base.model)  # transformers types its models' attributes loosely
+        self._table_VD: Tensor = self._model.get_input_embeddings().weight
+        self._max_positions = int(self._model.config.max_position_embeddings)
+        self._sequences: dict[int, _Sequence] = {}
+        self._groups: dict[str, _Group] = {}
+        self._chunks: dict[tuple[int, int], Sequence[int]] = {}
+        self._texts: dict[tuple[int, int], str] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to run."""
+        return self._scheduler.idle
+
+    def generate(self, call: int, request: Generation) -> None:
+        """Queue a prompt. Raises InvalidArgument or FailedPrecondition where it can't be answered."""
+        adapter = READER if request.use_reader else NONE
+        self._adapters.check(adapter)
+        prompt = self._checked_length(request)
+        decode: Callable[..., str] = self._base.tokenizer.decode  # type: ignore[assignment] # str for one list of ids
+        self._sequences[call] = _Sequence(
+            request,
+            adapter,
+            Sampler(request.temperature, request.seed),
+            Detokenizer(lambda ids: decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)),
+            StopFilter(request.stop),
+            self._clock(),
+        )
+        self._scheduler.add_sequence(call, prompt, adapter)
+
+    def embed(self, call: int, texts: Sequence[str], urgent: bool) -> None:
+        """Queue texts; each gives one Output."""
+        for index, text in enumerate(texts):
+            self._texts[call, index] = text
+        # A guess from the length is enough to bound a micro-batch; exact counts would tokenize twice.
+        items = [Item(call, index, min(_MAX_TEXT_TOKENS, 2 + len(text) // 3)) for index, text in enumerate(texts)]
+        self._scheduler.add_items(Work.URGENT_EMBED if urgent else Work.EMBED, items)
+
+    def compress(self, call: int, chunks: Sequence[Sequence[int]], fingerprint: str) -> None:
+        """Queue chunks; each gives one Output.
+
+        Raises FingerprintMismatch where another compressor is loaded, InvalidArgument where a chunk can't be compressed:
+        now, since in a step it would take down the chunks of other calls that are compressed beside it.
+        """
+        self._check_compressor(fingerprint)
+        for index, chunk in enumerate(chunks):
+            if not 0 < len(chunk) <= self._max_positions:
+                raise InvalidArgument(f"chunk {index} has {len(chunk)} tokens, not 1 to {self._max_positions}")
+            self._check_ids(chunk, f"chunk {index}")
+            self._chunks[call, index] = chunk
+        items = [Item(call, index, len(chunk)) for index, chunk in enumerate(chunks)]
+        self._scheduler.add_items(Work.COMPRESS, items)
+
+    def end(self, call: int) -> None:
+        """Drop a call and all that it holds, finished or not. Unknown calls are fine."""
+        self._scheduler.end(call)
+        for held in (self._chunks, self._texts):
+            for key in [key for key in held if key[0] == call]:
+                del held[key]
+        sequence = self._sequences.pop(call, None)
+        group = self._groups.get(sequence.adapter) if sequence else None
+        if group and call in group.calls:
+            rows = [row for row, other in enumerate(group.calls) if other != call]
+            group.calls = [group.calls[row] for row in rows]
+            group.kv.keep(rows)
+
+    @torch.inference_mode()
+    def step(self) -> list[Output]:
+        """Run one step. A step that fails ends its calls with the error and no others."""
+        step = self._scheduler.next()
+        if step is None:
+            return []
+        try:
+            outputs = self._run(step)
+        except Exception as error:
+            calls = _calls(step)
+            outputs = [Output(call, _told(error)) for call in calls]
+        for output in outputs:
+            if output.ends:
+                self.end(output.call)
+        return outputs
+
+    def _run(self, step: Step) -> list[Output]:
+        if isinstance(step, Decode):
+            return self._decode(step)
+        if isinstance(step, Prefill):
+            return self._prefill(step)
+        self._adapters.use(NONE)
+        if isinstance(step, Embed):
+            vectors_ND = self._encoder.encode([self._texts.pop((i.call, i.index)) for i in step.items])
+            return [Output(i.call, vector_D, i.index) for i, vector_D in zip(step.items, vectors_ND, strict=True)]
+        soft = self._compressor.compress([self._chunks.pop((i.call, i.index)) for i in step.items])
+        return [Output(i.call, _to_bytes(x_KD), i.index) for i, x_KD in zip(step.items, soft, strict=True)]
+
+    def _prefill(self, step: Prefill) -> list[Output]:
+        sequence = self._sequences[step.call]
+        if sequence.prompt_TD is None:
+            sequence.started = self._clock()
+            sequence.prompt_TD = self._embedded(sequence.request)
+        self._adapters.use(sequence.adapter)
+        piece_1TD = sequence.prompt_TD[None, step.start : step.end]
+        arguments = {"inputs_embeds": piece_1TD, "past_key_values": sequence.kv, "use_cache": True}
+        if not step.last:
+            self._model.base_model(**arguments)  # without the head: only the last position's logits are wanted
+            return []
+        logits_1V = self._model(**arguments, logits_to_keep=1).logits[:, -1].float().cpu()
+        sequence.prompt_TD, sequence.kv.lengths = None, [step.end]
+        group = self._groups.setdefault(sequence.adapter, _Group())
+        group.kv.join(sequence.kv)
+        group.calls.append(step.call)
+        sequence.kv = Kv()
+        return [Output(step.call, self._advance(sequence, logits_1V[0], first=True))]
+
+    def _decode(self, step: Decode) -> list[Output]:
+        sequences = [self._sequences[call] for call in step.calls]
+        group = self._groups[sequences[0].adapter]
+        assert group.calls == list(step.calls), "scheduler and runner disagree on who decodes"
+        self._adapters.use(sequences[0].adapter)
+        device, mask_BT = self._table_VD.device, group.kv.mask_BT()
+        logits_BV = (
+            self._model(
+                input_ids=torch.tensor([[s.token] for s in sequences], device=device),
+                position_ids=torch.tensor([[length] for length in group.kv.lengths], device=device),
+                attention_mask=None if mask_BT is None else mask_BT.to(device),
+                past_key_values=group.kv,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+            .cpu()
+        )
+        group.kv.lengths = [length + 1 for length in group.kv.lengths]
+        events = [self._advance(s, logits_V, first=False) for s, logits_V in zip(sequences, logits_BV, strict=True)]
+        return [Output(call, e) for call, e in zip(step.calls, events, strict=True) if e.text or e.finish_reason]
+
+    def _advance(self, sequence: _Sequence, logits_V: Tensor, first: bool) -> GenerateEvent:
+        """Take one more token; says what text became certain and whether the sequence ends."""
+        sequence.token = sequence.sampler.choose(logits_V)
+        sequence.made += 1
+        ended = sequence.token in self._base.eos_ids
+        text = "" if ended else sequence.stop.push(sequence.detokenizer.push(sequence.token))
+        reason = "stop" if ended or sequence.stop.stopped else ""
+        if not reason and sequence.made == sequence.request.max_tokens:
+            reason = "length"
+        if reason:
+            text += sequence.stop.push(sequence.detokenizer.flush())
+            reason = "stop" if sequence.stop.stopped else reason
+            text += sequence.stop.flush()
+        timings = (sequence.started - sequence.arrived, self._clock() - sequence.started) if first else (0.0, 0.0)
+        return GenerateEvent(text, sequence.made, reason, 1000 * timings[0], 1000 * timings[1])
+
+    def _checked_length(self, request: Generation) -> int:
+        """Positions of the prompt, once everything about the request is known to be good."""
+        d_model, prompt = self._table_VD.shape[1], 0
+        for segment in request.segments:
+            if isinstance(segment, TokenIds):
+                self._check_ids(segment.ids, "the prompt")
+                prompt += len(segment.ids)
+                continue
+            self._check_compressor(request.compressor_fingerprint)
+            if len(segment.embeddings.data) != 2 * segment.embeddings.k * d_model:
+                raise InvalidArgument(f"compressed embeddings of the prompt are not [k, {d_model}] bfloat16")
+            prompt += segment.embeddings.k
+        if prompt == 0:
+            raise InvalidArgument("the prompt is empty")
+        if request.max_tokens < 1:
+            raise InvalidArgument(f"max_tokens is {request.max_tokens}, at least 1 is needed")
+        if not 0 <= request.temperature < float("inf"):
+            raise InvalidArgument(f"temperature is {request.temperature}, it must be 0 or more")
+        if prompt + request.max_tokens > self._max_positions:
+            raise InvalidArgument(
+                f"the prompt takes {prompt} positions and max_tokens is {request.max_tokens}: together they may be at "
+                f"most the {self._max_positions} of the base model",
+                reason="PROMPT_TOO_LONG",
+            )
+        return prompt
+
+    def _check_ids(self, ids: Sequence[int], where: str) -> None:
+        if ids and not (min(ids) >= 0 and max(ids) < self._table_VD.shape[0]):
+            raise InvalidArgument(f"{where} has an id that is no token of the base model")
+
+    def _check_compressor(self, fingerprint: str) -> None:
+        if fingerprint != self._compressor.fingerprint:
+            raise FingerprintMismatch(
+                f"asked for compressor {fingerprint or '(none)'}, loaded is {self._compressor.fingerprint}",
+                details={"asked": fingerprint, "loaded": self._compressor.fingerprint},
+            )
+
+    def _embedded(self, request: Generation) -> Tensor:
+        """The prompt as [T, d_model] in the base model's dtype."""
+        embed, device, dtype = self._model.get_input_embeddings(), self._table_VD.device, self._table_VD.dtype
+        pieces = []
+        for segment in request.segments:
+            if isinstance(segment, TokenIds):
+                pieces.append(embed(torch.tensor(list(segment.ids), dtype=torch.long, device=device)))
+            else:
+                pieces.append(torch.from_numpy(segment.embeddings.to_float32()).to(device, dtype))
+        return torch.cat(pieces)
+
+
+def _calls(step: Step) -> tuple[int, ...]:
+    if isinstance(step, Decode):
+        return step.calls
+    return (step.call,) if isinstance(step, Prefill) else tuple(dict.fromkeys(i.call for i in step.items))
+
+
+def _told(error: Exception) -> MemorydError:
+    """The error as a caller may see it."""
+    if isinstance(error, MemorydError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        return ResourceExhausted("the device has no memory left for this", reason="DEVICE_MEMORY")
+    return MemorydError(f"a step failed: {type(error).__name__}")
+
+
+def _to_bytes(x_KD: Tensor) -> CompressedEmbeddings:
+    data = x_KD.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy().astype("<u2").tobytes()
+    return CompressedEmbeddings(data, x_KD.shape[0])

@@ -1,0 +1,186 @@
+"""Decides what the worker's loop runs next. Pure: no tensors, no clock, no I/O.
+
+Work comes as sequences (prompts to prefill, then to decode) and as items (texts to embed, chunks to compress). `next()`
+names one short unit of it, a step. The order is decode ▸ prefill ▸ urgent embed ▸ embed ▸ compress, bent by two rules
+that are counted in steps, never in time:
+
+- after a step of anything else, decode runs next if a sequence can: at most one step comes between two decode steps;
+- work that was passed over more often than its patience goes first: nothing starves.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class Work(enum.IntEnum):
+    """Kinds of work, most pressing first."""
+
+    DECODE = 0
+    PREFILL = 1
+    URGENT_EMBED = 2
+    EMBED = 3
+    COMPRESS = 4
+
+
+PATIENCE = {Work.DECODE: 1, Work.PREFILL: 1, Work.URGENT_EMBED: 2, Work.EMBED: 16, Work.COMPRESS: 32}
+"""How many steps of other work may pass a kind by while it waits. Compress waits for about an answer's length, since
+one of its steps takes as long as many decode steps; a question's embedding has an answer waiting for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large one step may be, so that it stays short on the device at hand."""
+
+    rows: int = 8
+    """Sequences that decode together."""
+    prefill: int = 256
+    """Tokens of one prefill piece."""
+    embed: int = 1024
+    """Tokens of one embedding micro-batch, padding counted."""
+    compress: int = 1024
+    """Tokens of one compression micro-batch, padding counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One text to embed or chunk to compress: the `index`-th of the call `call`, `tokens` long."""
+
+    call: int
+    index: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Make one token for each of these sequences; all use the same adapter."""
+
+    calls: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Run positions [start, end) of a prompt; `last` is set where the prompt ends there."""
+
+    call: int
+    start: int
+    end: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Embed these texts in one pass."""
+
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compress:
+    """Compress these chunks in one pass."""
+
+    items: tuple[Item, ...]
+
+
+Step = Decode | Prefill | Embed | Compress
+
+
+@dataclass(slots=True)
+class _Sequence:
+    call: int
+    prompt: int
+    adapter: str
+    done: int = 0
+
+
+class Scheduler:
+    """Holds all work that waits or runs, by number of call. Items are forgotten once they run, sequences on `end`."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._waiting: deque[_Sequence] = deque()
+        self._decoding: dict[str, list[_Sequence]] = {}  # by adapter; the first key decodes next
+        self._items: dict[Work, deque[Item]] = {w: deque() for w in (Work.URGENT_EMBED, Work.EMBED, Work.COMPRESS)}
+        self._passed = dict.fromkeys(Work, 0)
+        self._last: Work | None = None
+
+    def add_sequence(self, call: int, prompt: int, adapter: str = "") -> None:
+        """A prompt of `prompt` positions, to be decoded with `adapter` once it is prefilled."""
+        self._waiting.append(_Sequence(call, prompt, adapter))
+
+    def add_items(self, work: Work, items: Iterable[Item]) -> None:
+        """Texts to embed or chunks to compress."""
+        self._items[work].extend(items)
+
+    def end(self, call: int) -> None:
+        """Forget a call, whether finished, failed or cancelled. Unknown calls are fine."""
+        self._waiting = deque(s for s in self._waiting if s.call != call)
+        groups = {a: [s for s in group if s.call != call] for a, group in self._decoding.items()}
+        self._decoding = {a: group for a, group in groups.items() if group}
+        for work, items in self._items.items():
+            self._items[work] = deque(i for i in items if i.call != call)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to run."""
+        return not (self._waiting or self._decoding or any(self._items.values()))
+
+    def next(self) -> Step | None:
+        """The next step, None where there is nothing to run. Its items and positions count as run."""
+        runnable = [work for work in Work if self._can(work)]
+        if not runnable:
+            return None
+        work = self._choose(runnable)
+        for other in Work:
+            self._passed[other] = self._passed[other] + 1 if other in runnable and other is not work else 0
+        self._last = work
+        if work is Work.DECODE:
+            return self._decode()
+        if work is Work.PREFILL:
+            return self._prefill()
+        if work is Work.COMPRESS:
+            return Compress(self._take(work, self.limits.compress))
+        return Embed(self._take(work, self.limits.embed))
+
+    def _choose(self, runnable: Sequence[Work]) -> Work:
+        if Work.DECODE in runnable and self._last is not Work.DECODE:
+            return Work.DECODE
+        overdue = [w for w in runnable if self._passed[w] >= PATIENCE[w]]
+        # max keeps the first of equals, so ties go to the more pressing work.
+        return max(overdue, key=lambda w: self._passed[w] / PATIENCE[w]) if overdue else runnable[0]
+
+    def _can(self, work: Work) -> bool:
+        if work is Work.DECODE:
+            return bool(self._decoding)
+        if work is Work.PREFILL:
+            return bool(self._waiting) and sum(map(len, self._decoding.values())) < self.limits.rows
+        return bool(self._items[work])
+
+    def _decode(self) -> Decode:
+        adapter = next(iter(self._decoding))
+        group = self._decoding.pop(adapter)
+        self._decoding[adapter] = group  # to the back: adapters take turns
+        return Decode(tuple(s.call for s in group))
+
+    def _prefill(self) -> Prefill:
+        sequence = self._waiting[0]
+        start = sequence.done
+        sequence.done = min(start + self.limits.prefill, sequence.prompt)
+        last = sequence.done == sequence.prompt
+        if last:
+            self._decoding.setdefault(sequence.adapter, []).append(self._waiting.popleft())
+        return Prefill(sequence.call, start, sequence.done, last)
+
+    def _take(self, work: Work, budget: int) -> tuple[Item, ...]:
+        """From the front, as many items as fit into `budget` tokens when padded to the longest; at least one."""
+        queue, longest = self._items[work], 0
+        taken: list[Item] = []
+        while queue:
+            longest = max(longest, queue[0].tokens)
+            if taken and longest * (len(taken) + 1) > budget:
+                break
+            taken.append(queue.popleft())
+        return tuple(taken)

@@ -1,0 +1,160 @@
+"""The daemon's side of the wire: the worker as typed asyncio methods. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from memoryd.compress.codec import CompressedEmbeddings
+from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, TokenIds
+from memoryd.worker import status
+from memoryd.worker.v1 import worker_pb2 as pb
+from memoryd.worker.v1 import worker_pb2_grpc
+
+__all__ = ["CompressorInfo", "GenerateEvent", "Generation", "Segment", "Soft", "TokenIds", "WorkerClient", "WorkerInfo"]
+
+_TEXTS = 64
+_CHUNKS = 32
+"""What one call carries, so that a large document is many calls and each is short."""
+_OPTIONS = (
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    # A restarted worker is to be found at once: it is on this machine.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Each client has its own connection, so that closing one is not felt by another.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CompressorInfo:
+    """The compressor in use."""
+
+    name: str
+    ratio: int
+    fingerprint: str
+    gate_passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What the worker runs on; the fields are those of DescribeResponse."""
+
+    device: str
+    dtype: str
+    model_path: Path
+    base_fingerprint: str
+    d_model: int
+    max_positions: int
+    compressor: CompressorInfo
+    encoder_fingerprint: str
+    encoder_dim: int
+    reader: str
+
+
+class WorkerClient:
+    """Methods raise memoryd.errors: Unavailable where the worker is starting or has just died, which is worth a retry;
+    Cancelled where `timeout` seconds, the call's gRPC deadline, passed."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)
+        self._stub = worker_pb2_grpc.WorkerServiceStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        await self.close()
+
+    async def describe(self, timeout: float | None = None) -> WorkerInfo:  # noqa: ASYNC109
+        """What the worker runs on. Unavailable until its models are loaded."""
+        try:
+            response = await self._stub.Describe(pb.DescribeRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc(error) from None
+        c = response.compressor
+        return WorkerInfo(
+            device=response.device,
+            dtype=response.dtype,
+            model_path=Path(response.model_path),
+            base_fingerprint=response.base_fingerprint,
+            d_model=response.d_model,
+            max_positions=response.max_positions,
+            compressor=CompressorInfo(c.name, c.ratio, c.fingerprint, c.gate_passed),
+            encoder_fingerprint=response.encoder_fingerprint,
+            encoder_dim=response.encoder_dim,
+            reader=response.reader,
+        )
+
+    async def embed(self, texts: Sequence[str], urgent: bool = False, timeout: float | None = None) -> npt.NDArray[np.float32]:  # noqa: ASYNC109
+        """Unit vectors [n, dim] of the retrieval encoder. `urgent` for a question that is waited for."""
+        parts: list[npt.NDArray[np.float32]] = []
+        for start in range(0, len(texts), _TEXTS):
+            request = pb.EmbedRequest(texts=texts[start : start + _TEXTS], urgent=urgent)
+            try:
+                response = await self._stub.Embed(request, timeout=timeout)
+            except grpc.aio.AioRpcError as error:
+                raise status.from_rpc(error) from None
+            parts.append(np.frombuffer(response.vectors, dtype="<f4").reshape(-1, response.dim))
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+    async def compress(
+        self,
+        chunks: Sequence[Sequence[int]],
+        fingerprint: str,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> list[CompressedEmbeddings]:
+        """Compressed embeddings of chunks of token ids. FingerprintMismatch where another compressor is loaded."""
+        made: list[CompressedEmbeddings] = []
+        for start in range(0, len(chunks), _CHUNKS):
+            ids = [pb.TokenIds(ids=chunk) for chunk in chunks[start : start + _CHUNKS]]
+            try:
+                request = pb.CompressRequest(chunks=ids, fingerprint=fingerprint)
+                response = await self._stub.Compress(request, timeout=timeout)
+            except grpc.aio.AioRpcError as error:
+                raise status.from_rpc(error) from None
+            made += [CompressedEmbeddings(e.data, e.k) for e in response.embeddings]
+        return made
+
+    async def generate(self, request: Generation, timeout: float | None = None) -> AsyncGenerator[GenerateEvent, None]:  # noqa: ASYNC109
+        """Events of an answer; the last has a finish_reason. Closing the generator ends the work.
+
+        Use it inside `contextlib.aclosing`, so that leaving early closes it at once.
+        """
+        call = self._stub.Generate(
+            pb.GenerateRequest(
+                segments=[_segment(segment) for segment in request.segments],
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
+                stop=request.stop,
+                seed=request.seed,
+                use_reader=request.use_reader,
+                compressor_fingerprint=request.compressor_fingerprint,
+            ),
+            timeout=timeout,
+        )
+        try:
+            async for event in call:
+                yield GenerateEvent(event.text, event.output_tokens, event.finish_reason, event.queue_ms, event.prefill_ms)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc(error) from None
+        finally:
+            call.cancel()
+
+
+def _segment(segment: Segment) -> pb.Segment:
+    if isinstance(segment, TokenIds):
+        return pb.Segment(tokens=pb.TokenIds(ids=segment.ids))
+    return pb.Segment(soft=pb.Embeddings(data=segment.embeddings.data, k=segment.embeddings.k))

@@ -1,0 +1,120 @@
+"""The worker's side of the wire: a thin servicer between protobuf and the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+
+from memoryd.compress.codec import CompressedEmbeddings
+from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, TokenIds
+from memoryd.errors import InvalidArgument, MemorydError, Unavailable
+from memoryd.worker import status
+from memoryd.worker.loop import CompressChunks, EmbedTexts, Loop, Request
+from memoryd.worker.v1 import worker_pb2 as pb
+from memoryd.worker.v1 import worker_pb2_grpc
+
+MAX_MESSAGE = 64 << 20
+OPTIONS = (("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE))
+
+
+def _errors_to_status(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For a unary method: a MemorydError becomes the call's status."""
+
+    @functools.wraps(method)
+    async def wrapped(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await method(self, request, context)
+        except MemorydError as error:
+            await context.abort(error.code, error.message, status.trailers(error))
+
+    return wrapped
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    """Implements memoryd.worker.v1.WorkerService.
+
+    grpc.aio cancels a method's coroutine when the client goes away or the deadline passes; that closes the loop's
+    generator, which frees the call within one step.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self.description: pb.DescribeResponse | None = None
+
+    @_errors_to_status
+    async def Describe(self, request: pb.DescribeRequest, context: object) -> pb.DescribeResponse:
+        if self.description is None:
+            raise Unavailable("the worker is loading its models", reason="WORKER_LOADING")
+        return self.description
+
+    @_errors_to_status
+    async def Embed(self, request: pb.EmbedRequest, context: object) -> pb.EmbedResponse:
+        values = await self._all(EmbedTexts(list(request.texts), request.urgent), len(request.texts))
+        vectors_ND = np.stack(values) if values else np.empty((0, 0), np.float32)
+        return pb.EmbedResponse(vectors=vectors_ND.astype("<f4").tobytes(), dim=vectors_ND.shape[1])
+
+    @_errors_to_status
+    async def Compress(self, request: pb.CompressRequest, context: object) -> pb.CompressResponse:
+        chunks = [list(chunk.ids) for chunk in request.chunks]
+        values = await self._all(CompressChunks(chunks, request.fingerprint), len(chunks))
+        return pb.CompressResponse(
+            embeddings=[pb.Embeddings(data=value.data, k=value.k) for value in values], fingerprint=request.fingerprint
+        )
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.GenerateEvent]:
+        try:
+            async with contextlib.aclosing(self._loop.run(_generation(request))) as outputs:
+                async for output in outputs:
+                    event = output.value
+                    assert isinstance(event, GenerateEvent)
+                    yield pb.GenerateEvent(
+                        text=event.text,
+                        output_tokens=event.output_tokens,
+                        finish_reason=event.finish_reason,
+                        queue_ms=event.queue_ms,
+                        prefill_ms=event.prefill_ms,
+                    )
+                    if event.finish_reason:
+                        return
+        except MemorydError as error:
+            await context.abort(error.code, error.message, status.trailers(error))
+
+    async def _all(self, request: Request, count: int) -> list[Any]:
+        """All `count` results of a request, in order."""
+        values: dict[int, Any] = {}
+        async with contextlib.aclosing(self._loop.run(request)) as outputs:
+            while len(values) < count:
+                output = await anext(outputs)
+                values[output.index] = output.value
+        return [values[index] for index in range(count)]
+
+
+def _generation(request: pb.GenerateRequest) -> Generation:
+    if request.adapters:
+        raise InvalidArgument("adapters of memories are not served yet: leave `adapters` empty", reason="NO_ADAPTERS")
+    return Generation(
+        segments=[_segment(segment) for segment in request.segments],
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        stop=list(request.stop),
+        seed=request.seed,
+        use_reader=request.use_reader,
+        compressor_fingerprint=request.compressor_fingerprint,
+    )
+
+
+def _segment(segment: pb.Segment) -> Segment:
+    match segment.WhichOneof("kind"):
+        case "tokens":
+            return TokenIds(list(segment.tokens.ids))
+        case "soft":
+            return Soft(CompressedEmbeddings(segment.soft.data, segment.soft.k))
+        case _:
+            raise InvalidArgument("a segment of the prompt is neither tokens nor soft")
