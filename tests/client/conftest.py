@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
-from fake_daemon import FakeDaemon
 from memoryd_client import Client, Memory, Retry
+
+from tests.client.fake_daemon import FakeDaemon
 
 TARGETS = [
     "fake_target",
@@ -50,9 +52,9 @@ def memory(client: Client, unique: str) -> Memory:
 
 
 @pytest.fixture
-def unique(request: pytest.FixtureRequest) -> str:
+def unique() -> str:
     """A memory id that no other test has."""
-    return f"t{abs(hash(request.node.nodeid)) % 10**12}"
+    return f"t{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture

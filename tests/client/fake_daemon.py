@@ -141,7 +141,7 @@ class FakeDaemon(
 ):
     """All services in one object, on a loopback port."""
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, address: str = "127.0.0.1:0") -> None:
         self.faults = Faults()
         self.memories: dict[str, Any] = {}
         self.documents: dict[str, Any] = {}
@@ -164,7 +164,6 @@ class FakeDaemon(
             health_pb2_grpc.add_HealthServicer_to_server,
         ):
             register(self, self._server)
-        address = "127.0.0.1:0"
         port = self._server.add_secure_port(address, credentials) if credentials else self._server.add_insecure_port(address)
         self.target = f"127.0.0.1:{port}"
         self._server.start()

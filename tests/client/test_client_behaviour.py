@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import os
+import pickle
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
+import memoryd_client
 import pytest
 from memoryd_client import (
     AlreadyExists,
@@ -77,6 +80,8 @@ def test_what_was_written_is_read_back(memory: Memory) -> None:
     assert (document.title, document.text, document.size_bytes) == ("Ferries", FERRY, len(FERRY))
     assert dict(document.metadata) == {"place": "Hvar", "deck": 2.0, "car": True, "seen": when}
     assert memory.documents.get(document.id).text is None
+    assert pickle.loads(pickle.dumps(document)) == document
+    assert dataclasses.asdict(document)["metadata"] == document.metadata
     assert memory.info().document_count == 1
 
 
@@ -230,6 +235,13 @@ def test_tenants_and_keys(client: Client, unique: str) -> None:
     client.admin.keys.revoke(new.key)
     (key,) = client.admin.keys.list(tenant)
     assert key.revoke_time is not None
+
+
+def test_the_readmes_ten_lines(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(memoryd_client.__file__).parent.parent / "README.md").read_text()
+    example = readme.split("```python\n")[1].split("```")[0]
+    exec(example.replace("localhost:7437", target), {})
+    assert "['Ferries']" in capsys.readouterr().out
 
 
 async def test_asyncio_has_the_same_shape(target: str, unique: str, tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import FAST
-from fake_daemon import FakeDaemon
 from memoryd_client import (
     AsyncClient,
     Cancelled,
@@ -34,6 +32,8 @@ from memoryd_client import (
 )
 
 from memoryd.v1 import jobs_pb2
+from tests.client.conftest import FAST
+from tests.client.fake_daemon import FakeDaemon
 
 
 @pytest.fixture
@@ -335,6 +335,12 @@ def test_a_daemon_that_comes_back_is_found_again(fake: FakeDaemon, faulty: Clien
     fake.stop()
     with pytest.raises(Unavailable):
         faulty.memory(notes).search("ferry")
+    again = FakeDaemon(address=fake.target)
+    try:
+        faulty.wait_until_ready(timeout=5)
+        assert faulty.memory(notes, create=True).search("ferry") == []
+    finally:
+        again.stop()
 
 
 def test_a_closed_client_says_so(fake: FakeDaemon) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from fake_daemon import FakeDaemon
 from memoryd_client import AsyncClient, Client, InvalidArgument, Retry, Tls, Unavailable
 from memoryd_client._settings import is_loopback
+
+from tests.client.fake_daemon import FakeDaemon
 
 KEY = "mk_verysecret"
 
@@ -82,10 +83,12 @@ def test_delays_grow_to_a_limit_and_are_jittered() -> None:
     assert len({retry.delay(3) for _ in range(10)}) > 1
 
 
-@pytest.mark.parametrize("metadata", [{"k": datetime(2026, 1, 1)}, {"k": None}, {"k": [1]}], ids=repr)
+@pytest.mark.parametrize("metadata", [{"k": datetime(2026, 1, 1)}, {"k": None}, {"k": [1]}, {"k": 2**60}], ids=repr)
 def test_metadata_that_has_no_meaning_is_refused(fake: FakeDaemon, metadata: dict[str, object]) -> None:
-    with Client(fake.target) as client, pytest.raises(InvalidArgument, match=r"time zone|'k'"):
-        client.memory("notes").write("text", metadata=metadata)  # type: ignore[arg-type]
+    with Client(fake.target) as client:
+        for write in (client.memory("notes").write, client.memory("notes").upload):
+            with pytest.raises(InvalidArgument, match=r"time zone|'k'"):
+                write(__file__, metadata=metadata)  # type: ignore[arg-type]
     assert fake.faults.calls == []
 
 

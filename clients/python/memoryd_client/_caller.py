@@ -190,7 +190,12 @@ class Stream:
 def _request(method: Method, fields: dict[str, Any]) -> Any:
     if method.has_request_id:
         fields["request_id"] = fields.get("request_id") or _wire.new_id()
+    return build(method.request, fields)
+
+
+def build(message: Any, fields: dict[str, Any]) -> Any:
+    """A message of these fields. InvalidArgument: a field is of a type, or out of the range, that no message can carry."""
     try:
-        return method.request(**fields)
+        return message(**fields)
     except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"{method.name}: {error}") from None
+        raise InvalidArgument(f"{message.DESCRIPTOR.name}: {error}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from . import _records as r
@@ -14,6 +13,7 @@ from . import _wire
 from ._errors import InvalidArgument
 
 T = TypeVar("T")
+_LARGEST_INT = 2**53  # numbers are doubles
 
 
 def name_of(collection: str, given: object) -> str:
@@ -49,6 +49,8 @@ def _value(key: str, value: t.MetadataValue) -> dict[str, Any]:
     if isinstance(value, str):
         return {"string_value": value}
     if isinstance(value, (int, float)):
+        if isinstance(value, int) and abs(value) > _LARGEST_INT:
+            raise InvalidArgument(f"metadata {key!r} is too large for a number to keep exactly: use a str")
         return {"number_value": float(value)}
     if isinstance(value, datetime):
         return {"time_value": time_out(value)}
@@ -56,7 +58,7 @@ def _value(key: str, value: t.MetadataValue) -> dict[str, Any]:
 
 
 def metadata_in(pairs: Mapping[str, Any]) -> t.Metadata:
-    """Metadata, read-only. A kind of value that this client does not know yet is left out."""
+    """Metadata. A kind of value that this client does not know yet is left out."""
     out: dict[str, t.MetadataValue] = {}
     for key, value in pairs.items():
         kind = value.WhichOneof("kind")
@@ -64,7 +66,7 @@ def metadata_in(pairs: Mapping[str, Any]) -> t.Metadata:
             out[key] = value.time_value.ToDatetime(tzinfo=timezone.utc)
         elif kind is not None:
             out[key] = getattr(value, kind)
-    return MappingProxyType(out)
+    return out
 
 
 def message_out(message: t.Message | Mapping[str, Any]) -> Any:
@@ -121,8 +123,8 @@ def answer_event(message: Any) -> t.AnswerEvent | None:
         return _same(
             t.Usage,
             usage,
-            cache_hits=MappingProxyType(dict(usage.cache_hits)),
-            stage_ms=MappingProxyType(dict(usage.stage_ms)),
+            cache_hits=dict(usage.cache_hits),
+            stage_ms=dict(usage.stage_ms),
             finish_reason=t.FinishReason(usage.finish_reason),
         )
     return None

@@ -54,9 +54,15 @@ class AsyncJobs:
         name = _convert.name_of("operations", job)
         return _convert.job(await self._caller.unary("JobService.RetryJob", timeout=timeout, name=name))
 
-    def watch(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> AsyncGenerator[Job, None]:
+    async def watch(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> AsyncGenerator[Job, None]:
         """Iterates a job's progress: its state at once, then each change, to its end. Outlives a daemon's restart."""
-        return follow(self._caller, _convert.name_of("operations", job), Deadline(timeout))
+        last = None
+        states = follow(self._caller, _convert.name_of("operations", job), Deadline(timeout))
+        async with aclosing(states):
+            async for state in states:
+                if state != last:  # attaching again tells it again
+                    yield state
+                last = state
 
     async def wait(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> Job:
         """Waits until a job SUCCEEDED, and reads it with its receipt. JobFailed: it ended otherwise."""

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from . import _convert, _wire
 from ._answer import AsyncAnswer
-from ._caller import Caller, Deadline
+from ._caller import Caller, Deadline, build
 from ._documents import AsyncDocuments, AsyncWriteResult
 from ._errors import AlreadyExists, InvalidArgument, MemorydError
 from ._recall import Recall
@@ -103,13 +103,15 @@ class AsyncMemory:
         timeout: float = LONG_TIMEOUT,
     ) -> AsyncWriteResult:
         """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name."""
-        header = {"parent": self.name, "metadata": _convert.metadata_out(metadata)}
-        header["request_id"] = request_id or _wire.new_id()
+        fields = {"parent": self.name, "title": title, "metadata": _convert.metadata_out(metadata)}
+        fields["request_id"] = request_id or _wire.new_id()
         await self._ready()
         file = UploadSource(source)
-        header["title"] = file.title if title is None else title
+        if title is None:
+            fields["title"] = file.title
         method = _wire.method("DocumentService.UploadDocument")
         try:
+            header = build(_wire.message("UploadHeader"), fields)
             response = await self._caller.retrying(
                 method,
                 lambda left, sent: self._caller.transport.upload(method, file.pieces(header), left, sent),

@@ -31,7 +31,7 @@ class UploadSource:
         self.rewindable = self._file.seekable()
         self._start = self._file.tell() if self.rewindable else 0
 
-    def pieces(self, header: dict[str, Any]) -> Iterator[Any]:
+    def pieces(self, header: Any) -> Iterator[Any]:
         """The whole upload. Made anew for each attempt."""
         piece = _wire.message("UploadDocumentRequest")
         yield piece(header=header)
