@@ -11,15 +11,16 @@ from memoryd_client import Client, Memory
 
 from tests.daemon import DaemonProcess
 
+_KEPT = Path(__file__).resolve().parent.parent / ".run" / "data"
+
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base model, converted once: data directories link to it."""
+def models() -> Path:
+    """The base model, converted once for a clone, which takes a minute or more: data directories link to it."""
     from memoryd.engine.base_model import ensure_base_model
 
-    data_dir = tmp_path_factory.mktemp("models")
-    ensure_base_model("smollm2-135m-instruct", data_dir)
-    return data_dir / "models"
+    ensure_base_model("smollm2-135m-instruct", _KEPT)
+    return _KEPT / "models"
 
 
 @pytest.fixture(scope="session")

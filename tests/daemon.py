@@ -25,6 +25,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
 class DaemonProcess:
     """`memoryd serve` on a data directory. Its log and screen go to data_dir/daemon.log."""
 
@@ -37,7 +44,7 @@ class DaemonProcess:
         self.process: subprocess.Popen[bytes] | None = None
         data_dir.mkdir(parents=True, exist_ok=True)
         if models is not None and not (data_dir / "models").exists():
-            shutil.copytree(models, data_dir / "models", copy_function=os.link)  # converted once for all tests
+            shutil.copytree(models, data_dir / "models", copy_function=_link)  # converted once for all tests
 
     def command(self) -> list[str]:
         return [
