@@ -72,17 +72,16 @@ def ensure_base_model(model: str, data_dir: Path) -> Path:
 def load_base_model(path: Path, dtype: str = "float32", device: str = "cpu") -> BaseModel:
     """Load weights and tokenizer from ``path``. ``dtype`` is a torch dtype's name, as ``float32``."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch_dtype: Any = getattr(torch, dtype, None)
     if not isinstance(torch_dtype, torch.dtype):
         raise BaseModelError(f"unknown dtype {dtype!r}: use float32, bfloat16 or float16")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch_dtype, attn_implementation="sdpa", local_files_only=True
-        )
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, attn_implementation="sdpa", local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(f"base model in {path} cannot be loaded: {error}") from error
     model.eval().requires_grad_(False).to(device)
     return BaseModel(
@@ -98,7 +97,7 @@ def fingerprint(path: Path) -> str:
     """sha256 over the config and the tensors of the model in ``path``, cached beside the weights.
 
     Tensors are hashed by name, type, shape and bytes, so that the same model saved by another version of transformers,
-    or in other shards, is the same model. The cache is trusted only while every file's size and time are what they were.
+    or in other shards, is the same model. The cache is trusted while every file's size and time are what they were.
     """
     weights = sorted(path.glob("*.safetensors"))
     files = [path / "config.json", *weights]

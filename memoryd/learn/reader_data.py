@@ -8,6 +8,7 @@ ones, with related passages in view.
 
 from __future__ import annotations
 
+import gzip
 import json
 import lzma
 import random
@@ -90,7 +91,7 @@ def holds(text: str, answers: list[str]) -> bool:
 
 
 class ReaderData:
-    """Packs without end, the same ones for the same seed. Each question is used about equally often."""
+    """Packs without end, the same ones for the same seed. The least used question comes next."""
 
     def __init__(self, folder: Path, base: Counter, retrieval: Counter, seed: int) -> None:
         self._random = random.Random(seed)
@@ -277,5 +278,7 @@ def _boolq_row(row: dict[str, Any]) -> tuple[TextBlock, str, str]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    with lzma.open(path, "rt", encoding="utf-8") as lines:
+    """The rows of a JSON lines file, packed by gzip or xz."""
+    opener = gzip.open if path.suffix == ".gz" else lzma.open
+    with opener(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

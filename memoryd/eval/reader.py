@@ -1,0 +1,191 @@
+"""Measures the reader on held-out articles with retrieval in the loop; writes docs/figures/reader.json.
+
+    python -m memoryd.eval.reader --data DIR
+
+Same chunker, same prompt and same number of passages as the daemon. Baselines: the same prompts without the reader, the
+article's first tokens in place of retrieval, and no memory at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
+from memoryd.engine.reader import reader_path
+from memoryd.engine.retrieval_encoder import load_retrieval_encoder
+from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
+from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.eval.datasets import Item, squad_items
+from memoryd.eval.figures import Row, render_all, write
+from memoryd.eval.generate import answers
+from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, wilson
+from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, TextBlock, assemble
+
+COMMAND = "make quality DATA=…"
+F1_AIM, REFUSAL_AIM = 0.60, 0.80
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is measured with; sizes are numbers of questions."""
+
+    data: Path
+    data_dir: Path
+    model: str
+    reader: Path | None
+    limit: int
+    refusals: int
+    baselines: int
+    top_k: int
+    threads: int
+    batch: int
+    quick: bool
+    out: Path | None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    rows, said = measure(_parse(argv))
+    options = _parse(argv)
+    if options.out:
+        options.out.write_text(json.dumps(said, indent=1))
+    for row in rows:
+        print(f"{row.name:60s} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] n={row.n}")
+    if not options.quick:
+        write("reader", rows)
+        render_all()
+
+
+def measure(options: Options) -> tuple[list[Row], list[dict[str, Any]]]:
+    """All rows, and what was said to every question of the reader's own arms (for a person to read)."""
+    import torch
+    from peft import PeftModel
+
+    torch.set_num_threads(options.threads)
+    path = ensure_base_model(options.model, options.data_dir)
+    base = load_base_model(path)
+    tokenizer = TextTokenizer(path)
+    encoder = load_retrieval_encoder(options.data_dir)
+    items = squad_items(options.data, tokenizer, RetrievalTokenizer(), encoder, options.top_k)
+    answerable = items.answerable[: options.limit]
+    found = [i for i in answerable if i.retrieved]
+    compared = found[: options.baselines]
+    removed, foreign = items.removed[: options.refusals // 2], items.foreign[: options.refusals // 2]
+
+    def prompted(item: Item) -> list[int]:
+        return assemble(tokenizer, item.blocks, item.question).token_ids()
+
+    def beginning(item: Item) -> list[int]:
+        """The article's first tokens, as many as the retrieved passages have."""
+        budget = sum(tokenizer.count(b.text) for b in item.blocks)
+        end = tokenizer.encode_with_offsets(item.text[: budget * 8]).offsets[budget - 1][1]
+        return assemble(tokenizer, [TextBlock(item.text[:end], item.blocks[0].title)], item.question).token_ids()
+
+    def nothing(item: Item) -> list[int]:
+        parts = tokenizer.chat_parts(["user"]) or []
+        question = tokenizer.encode(f"Answer briefly: {item.question}")
+        return [token for part in parts for token in (part.ids or question)]
+
+    def ask(model: Any, asked: Sequence[Item], prompt: Callable[[Item], list[int]]) -> list[str]:
+        return answers(base, model, tokenizer, [prompt(i) for i in asked], 40, options.batch)
+
+    rows: list[Row] = []
+    bare = mean(_scores(compared, ask(base.model, compared, prompted))) if compared else None
+    if compared:
+        rows += _f1_rows("baseline, no memory", compared, ask(base.model, compared, nothing))
+        rows += _f1_rows("baseline, base model without reader", compared, ask(base.model, compared, prompted))
+    reader = options.reader or reader_path(base.fingerprint)
+    model: Any = PeftModel.from_pretrained(base.model, reader).merge_and_unload() if reader else base.model
+    if compared:
+        rows += _f1_rows("baseline, reader on the first tokens", compared, ask(model, compared, beginning))
+    said = ask(model, answerable, prompted)
+    of_found = [a for i, a in zip(answerable, said, strict=True) if i.retrieved]
+    rows += _f1_rows("reader, passage retrieved", found, of_found, aim=F1_AIM, baseline=bare)
+    rows += _f1_rows("reader, all questions", answerable, said)
+    rows.append(_share("passage retrieved", len(found), len(answerable)))
+    rows.append(_share("reader refuses although the passage is there", _refused(of_found), len(found)))
+    said_removed, said_foreign = ask(model, removed, prompted), ask(model, foreign, prompted)
+    rows.append(_share("reader refuses, gold passages removed", _refused(said_removed), len(removed)))
+    rows.append(_share("reader refuses, question of another article", _refused(said_foreign), len(foreign)))
+    both = [*said_removed, *said_foreign]
+    rows.append(_share("reader refuses, memory does not hold the answer", _refused(both), len(both), REFUSAL_AIM))
+    texts = [*said, *both]
+    record = [
+        {"question": i.question, "golds": i.golds, "retrieved": i.retrieved, "answer": a}
+        for i, a in zip([*answerable, *removed, *foreign], texts, strict=True)
+    ]
+    return rows, record
+
+
+def _scores(items: Sequence[Item], said: Sequence[str]) -> list[float]:
+    return [f1(a, i.golds) for i, a in zip(items, said, strict=True)]
+
+
+def _f1_rows(
+    name: str, items: Sequence[Item], said: Sequence[str], aim: float | None = None, baseline: float | None = None
+) -> list[Row]:
+    scores = _scores(items, said)
+    hits = [exact(a, i.golds) for i, a in zip(items, said, strict=True)]
+    value = mean(scores)
+    low, high = bootstrap(scores)
+    em_low, em_high = wilson(int(sum(hits)), len(hits))
+    first = Row(
+        name=f"{name}: F1",
+        value=value,
+        unit="F1",
+        low=low,
+        high=high,
+        n=len(items),
+        baseline=baseline,
+        ratio=value / baseline if baseline else None,
+        aim=f"≥ {aim:.2f}" if aim else "",
+        met=value >= aim if aim else None,
+        command=COMMAND,
+    )
+    second = Row(f"{name}: EM", mean(hits), "EM", em_low, em_high, n=len(items), command=COMMAND)
+    return [first, second]
+
+
+def _refused(said: Sequence[str]) -> int:
+    return sum(is_refusal(a, REFUSAL) for a in said)
+
+
+def _share(name: str, hits: int, n: int, aim: float | None = None) -> Row:
+    low, high = wilson(hits, n)
+    share = hits / n if n else float("nan")
+    return Row(
+        name,
+        share,
+        "share",
+        low,
+        high,
+        n=n,
+        aim=f"≥ {aim:.2f}" if aim else "",
+        met=share >= aim if aim else None,
+        command=COMMAND,
+    )
+
+
+def _parse(argv: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(prog="memoryd.eval.reader", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with eval/squad.jsonl.gz")
+    parser.add_argument("--data-dir", type=Path, default=Path("~/.memoryd").expanduser(), help="base models")
+    parser.add_argument("--model", default=EMBEDDED_MODEL)
+    parser.add_argument("--reader", type=Path, default=None, help="a PEFT directory in place of the shipped reader")
+    parser.add_argument("--limit", type=int, default=300, help="answerable questions")
+    parser.add_argument("--refusals", type=int, default=200, help="questions that the memory does not answer")
+    parser.add_argument("--baselines", type=int, default=80, help="questions put to each baseline")
+    parser.add_argument("--top-k", type=int, default=DEFAULT_TOP_K)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--quick", action="store_true", help="only print: docs/figures stays as it is")
+    parser.add_argument("--out", type=Path, default=None, help="a file for what was answered")
+    return Options(**vars(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    main()
