@@ -84,12 +84,12 @@ def test_retries_end(fake: FakeDaemon, faulty: Client) -> None:
 
 
 def test_retries_stay_within_the_timeout(fake: FakeDaemon, faulty: Client) -> None:
-    fake.faults.slow("ListMemories", 0.4)
+    fake.faults.slow("ListMemories", 3)
     fake.faults.fail("ListMemories", times=9)
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="timeout="):
         list(faulty.memories.list(timeout=0.2))
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 2.5
     assert len(fake.faults.of("ListMemories")) == 1, "a deadline is never repeated"
 
 
@@ -127,7 +127,7 @@ def test_leaving_the_loop_cancels_the_call(fake: FakeDaemon, faulty: Client, not
         if isinstance(event, Text):
             break
     (call,) = fake.faults.of("Answer")
-    assert call.cancelled.wait(2)
+    assert call.cancelled.wait(10)
     assert answer.text == "word "
     with pytest.raises(Cancelled, match="usage"):
         _ = answer.usage
@@ -136,10 +136,13 @@ def test_leaving_the_loop_cancels_the_call(fake: FakeDaemon, faulty: Client, not
 def test_an_answer_is_closed_from_another_thread(fake: FakeDaemon, faulty: Client, notes: str) -> None:
     fake.words, fake.word_delay = ["word "] * 1000, 0.01
     answer = faulty.memory(notes).answer("When?")
-    threading.Timer(0.2, answer.close).start()
-    assert "word" in "".join(e.text for e in answer if isinstance(e, Text))
+    assert answer.sources == ()
+    closing = threading.Timer(0.1, answer.close)
+    closing.start()
+    assert len(list(answer)) < 1000
+    closing.join()
     (call,) = fake.faults.of("Answer")
-    assert call.cancelled.wait(2)
+    assert call.cancelled.wait(10)
 
 
 async def test_leaving_the_loop_cancels_the_call_on_asyncio(fake: FakeDaemon) -> None:
@@ -149,31 +152,33 @@ async def test_leaving_the_loop_cancels_the_call_on_asyncio(fake: FakeDaemon) ->
             if isinstance(event, Text):
                 break
         (call,) = fake.faults.of("Answer")
-        assert await asyncio.to_thread(call.cancelled.wait, 2)
+        assert await asyncio.to_thread(call.cancelled.wait, 10)
 
 
 async def test_an_answer_is_closed_from_another_task(fake: FakeDaemon) -> None:
     fake.words, fake.word_delay = ["word "] * 1000, 0.01
     async with AsyncClient(fake.target) as client:
         answer = client.memory("notes", create=True).answer("When?")
+        assert await answer.sources == ()
         reading = asyncio.create_task(_read(answer.text))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
         await answer.close()
-        assert "word" in await reading
+        assert len(await reading) < 5000
 
 
 async def test_cancelling_a_task_cancels_its_call(fake: FakeDaemon) -> None:
     fake.words, fake.word_delay = ["word "] * 1000, 0.01
     async with AsyncClient(fake.target) as client:
         reading = asyncio.create_task(_read(client.memory("notes", create=True).answer("When?").text))
-        await asyncio.sleep(0.2)
+        while not fake.faults.of("Answer"):  # noqa: ASYNC110  # the fake lives in threads
+            await asyncio.sleep(0.01)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
         del reading
         gc.collect()
         (call,) = fake.faults.of("Answer")
-        assert await asyncio.to_thread(call.cancelled.wait, 2)
+        assert await asyncio.to_thread(call.cancelled.wait, 10)
 
 
 async def _read(text: object) -> str:
