@@ -41,10 +41,12 @@ class Searcher:
         """
         stage_ms = {} if stage_ms is None else stage_ms
         memories = list(dict.fromkeys(memories))
+        await asyncio.to_thread(self._check_memories, tenant, memories)  # first: the index takes no unknown names
+        depth = max(_DEPTH, 2 * top_k)
         began = time.perf_counter()
-        checked = asyncio.to_thread(self._check_memories, tenant, memories)
-        text_hits = asyncio.to_thread(self._index.search_text, tenant, memories, query, depth := max(_DEPTH, 2 * top_k))
-        vector, _, by_text = await asyncio.gather(self._embed(query), checked, text_hits)
+        vector, by_text = await asyncio.gather(
+            self._embed(query), asyncio.to_thread(self._index.search_text, tenant, memories, query, depth)
+        )
         stage_ms["embed"] = (time.perf_counter() - began) * 1000
         began = time.perf_counter()
         by_vector: Sequence[Hit] = ()
