@@ -121,7 +121,7 @@ class Runner:
             StopFilter(request.stop),
             self._clock(),
         )
-        self._scheduler.add_sequence(call, prompt, adapter)
+        self._scheduler.add_sequence(call, prompt, request.max_tokens, adapter)
 
     def embed(self, call: int, texts: Sequence[str], urgent: bool) -> None:
         """Queue texts; each gives one Output."""
@@ -159,6 +159,12 @@ class Runner:
             group.calls = [group.calls[row] for row in rows]
             group.kv.keep(rows)
 
+    @property
+    def held(self) -> int:
+        """Rows, chunks and texts that are held for calls; 0 when idle, or something leaks."""
+        rows = sum(len(group.kv.lengths) for group in self._groups.values())
+        return len(self._sequences) + rows + len(self._chunks) + len(self._texts)
+
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """Run one step. A step that fails ends its calls with the error and no others."""
@@ -168,8 +174,7 @@ class Runner:
         try:
             outputs = self._run(step)
         except Exception as error:
-            calls = _calls(step)
-            outputs = [Output(call, _told(error)) for call in calls]
+            outputs = [Output(call, _told(error)) for call in _calls(step)]
         for output in outputs:
             if output.ends:
                 self.end(output.call)
@@ -306,7 +311,9 @@ def _told(error: Exception) -> MemorydError:
         return error
     if isinstance(error, torch.OutOfMemoryError):
         return ResourceExhausted("the device has no memory left for this", reason="DEVICE_MEMORY")
-    return MemorydError(f"a step failed: {type(error).__name__}")
+    told = MemorydError(f"a step failed: {type(error).__name__}")  # the type only: a message may quote a text
+    told.__cause__ = error
+    return told
 
 
 def _to_bytes(x_KD: Tensor) -> CompressedEmbeddings:

@@ -37,12 +37,14 @@ class Limits:
 
     rows: int = 8
     """Sequences that decode together."""
+    positions: int = 32768
+    """What their keys and values may take: rows times the longest prompt plus answer. One sequence alone always fits."""
     prefill: int = 256
     """Tokens of one prefill piece."""
     embed: int = 1024
     """Tokens of one embedding micro-batch, padding counted."""
-    compress: int = 1024
-    """Tokens of one compression micro-batch, padding counted."""
+    compress: int = 512
+    """Tokens of one compression micro-batch, padding counted. A chunk is not split, so a step takes one at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ Step = Decode | Prefill | Embed | Compress
 class _Sequence:
     call: int
     prompt: int
+    longest: int
     adapter: str
     done: int = 0
 
@@ -107,9 +110,9 @@ class Scheduler:
         self._passed = dict.fromkeys(Work, 0)
         self._last: Work | None = None
 
-    def add_sequence(self, call: int, prompt: int, adapter: str = "") -> None:
-        """A prompt of `prompt` positions, to be decoded with `adapter` once it is prefilled."""
-        self._waiting.append(_Sequence(call, prompt, adapter))
+    def add_sequence(self, call: int, prompt: int, answer: int, adapter: str = "") -> None:
+        """A prompt of `prompt` positions and an answer of at most `answer`, both run with `adapter`."""
+        self._waiting.append(_Sequence(call, prompt, prompt + answer, adapter))
 
     def add_items(self, work: Work, items: Iterable[Item]) -> None:
         """Texts to embed or chunks to compress."""
@@ -156,8 +159,13 @@ class Scheduler:
         if work is Work.DECODE:
             return bool(self._decoding)
         if work is Work.PREFILL:
-            return bool(self._waiting) and sum(map(len, self._decoding.values())) < self.limits.rows
+            return bool(self._waiting) and self._fits(self._waiting[0])
         return bool(self._items[work])
+
+    def _fits(self, sequence: _Sequence) -> bool:
+        running = [s for group in self._decoding.values() for s in group]
+        rows, longest = len(running) + 1, max(s.longest for s in [sequence, *running])
+        return not running or (rows <= self.limits.rows and rows * longest <= self.limits.positions)
 
     def _decode(self) -> Decode:
         adapter = next(iter(self._decoding))

@@ -1,6 +1,7 @@
 """`python -m memoryd.worker`: the worker process and its composition root.
 
-Exit codes: 0 drained, 78 (EX_CONFIG) a model can't be loaded, so that starting again would not help.
+Exit codes: 0 drained; 78 (EX_CONFIG) a model can't be loaded or the socket not be opened, so that starting again would
+not help; 70 (EX_SOFTWARE) a defect: start again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from memoryd.engine.runner import Runner
 
 EX_CONFIG = 78
+EX_SOFTWARE = 70
 _log = log.get("worker")
 
 
@@ -112,29 +114,40 @@ async def _serve(arguments: argparse.Namespace) -> int:
     server = grpc.aio.server(options=OPTIONS)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, server)
     arguments.socket.unlink(missing_ok=True)  # a killed predecessor left it
-    server.add_insecure_port(f"unix:{arguments.socket}")
-    os.chmod(arguments.socket, 0o600) if arguments.socket.exists() else None
+    os.umask(0o077)  # the socket is for this user alone
+    try:
+        server.add_insecure_port(f"unix:{arguments.socket}")
+    except RuntimeError as error:
+        _log.error("cannot listen", socket=str(arguments.socket), error=str(error))
+        return EX_CONFIG
     await server.start()
 
-    started, loaded = time.monotonic(), loop.start()
+    started = time.monotonic()
+    loaded, ended = loop.start()
     stopped = asyncio.create_task(stopping.wait())
-    first: set[asyncio.Future[Any]] = {loaded, stopped}
-    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-    if loaded.done() and (error := loaded.exception()):
-        _log.error("cannot load", model=arguments.model, error=f"{type(error).__name__}: {error}")
+    await _first(loaded, stopped)
+    if loaded.done() and (refused := loaded.exception()):
+        _log.error("cannot load", model=arguments.model, error=f"{type(refused).__name__}: {refused}")
         await server.stop(0)
         return EX_CONFIG
     if loaded.done():
         servicer.description = description
         seconds = round(time.monotonic() - started, 2)
         _log.info("ready", seconds=seconds, device=description.device, dtype=description.dtype)
-        await stopped
+        await _first(ended, stopped)
+    if ended.done() and (broken := ended.exception()):
+        _log.error("the loop broke", exc_info=broken)
+        return EX_SOFTWARE
     _log.info("draining", seconds=arguments.drain)
     await server.stop(arguments.drain)
     if loaded.done():
         await loop.stop()
     watching.cancel()
     return 0
+
+
+async def _first(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from memoryd.worker.v1 import worker_pb2_grpc
 __all__ = ["CompressorInfo", "GenerateEvent", "Generation", "Segment", "Soft", "TokenIds", "WorkerClient", "WorkerInfo"]
 
 _TEXTS = 64
-_CHUNKS = 32
+_CHUNKS = 8
 """What one call carries, so that a large document is many calls and each is short."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),

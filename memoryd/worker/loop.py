@@ -65,27 +65,28 @@ class Loop:
         self._inbox: queue.SimpleQueue[_Start | _End | _Stop] = queue.SimpleQueue()
         self._calls = itertools.count(1)
         self._deliver: dict[int, Callable[[Output], None]] = {}
-        self._thread = threading.Thread(target=self._main, name="worker-loop", daemon=True)
+        self._thread: threading.Thread | None = None
         self._asyncio: asyncio.AbstractEventLoop | None = None
-        self.loaded: asyncio.Future[None] | None = None
+        self._ready = False
 
-    def start(self) -> asyncio.Future[None]:
-        """Start the thread; the future ends when the models are loaded, with the error where they can't be."""
+    def start(self) -> tuple[asyncio.Future[None], asyncio.Future[None]]:
+        """Start the thread. Returns two futures: models loaded (or the error), and thread ended (or the error)."""
         self._asyncio = asyncio.get_running_loop()
-        self.loaded = self._asyncio.create_future()
+        loaded, ended = self._asyncio.create_future(), self._asyncio.create_future()
+        self._thread = threading.Thread(target=self._main, args=(loaded, ended), name="worker-loop", daemon=True)
         self._thread.start()
-        return self.loaded
+        return loaded, ended
 
     async def stop(self) -> None:
-        """Leave after the step in progress, dropping what is queued."""
+        """Leave after the step in progress; calls that are not done raise Unavailable."""
         self._inbox.put(_Stop())
-        await asyncio.to_thread(self._thread.join)
+        if self._thread:
+            await asyncio.to_thread(self._thread.join)
 
     async def run(self, request: Request) -> AsyncGenerator[Output, None]:
         """Outputs of a request as they come; raises the error that ends it. Closing it frees all that the call holds."""
-        if self.loaded is None or not self.loaded.done() or not self._thread.is_alive():
-            raise Unavailable("the worker is loading its models", reason="WORKER_LOADING")
-        assert self._asyncio is not None
+        if not self._ready or self._asyncio is None:
+            raise Unavailable("the worker is loading its models or ending", reason="WORKER_LOADING")
         events, outputs = self._asyncio, asyncio.Queue[Output]()
         call = next(self._calls)
 
@@ -103,18 +104,31 @@ class Loop:
         finally:
             self._inbox.put(_End(call))
 
-    def _main(self) -> None:
-        assert self._asyncio is not None
-        assert self.loaded is not None
+    def _main(self, loaded: asyncio.Future[None], ended: asyncio.Future[None]) -> None:
+        now = loaded
         try:
             runner = self._load()
-        except BaseException as error:
-            self._asyncio.call_soon_threadsafe(self.loaded.set_exception, error)
-            return
-        self._asyncio.call_soon_threadsafe(self.loaded.set_result, None)
-        while self._take_in(runner):
-            for output in runner.step():
-                self._give_out(output.call, output)
+            self._ready = True
+            self._settle(loaded)
+            now = ended
+            while self._take_in(runner):
+                for output in runner.step():
+                    self._give_out(output.call, output)
+            error = None
+        except BaseException as raised:
+            error = raised
+        self._ready = False
+        for call in list(self._deliver):
+            self._give_out(call, Output(call, Unavailable("the worker is ending", reason="WORKER_ENDING")))
+        self._settle(now, error)
+
+    def _settle(self, future: asyncio.Future[None], error: BaseException | None = None) -> None:
+        assert self._asyncio is not None
+        with contextlib.suppress(RuntimeError):  # asyncio has ended
+            if error is None:
+                self._asyncio.call_soon_threadsafe(future.set_result, None)
+            else:
+                self._asyncio.call_soon_threadsafe(future.set_exception, error)
 
     def _take_in(self, runner: Runner) -> bool:
         """Handle the messages that are there, waiting for one if there is nothing to run. False means leave."""
