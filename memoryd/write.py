@@ -6,7 +6,7 @@ import codecs
 import hashlib
 
 from memoryd import core
-from memoryd.errors import DataLoss, InvalidArgument, ResourceExhausted
+from memoryd.errors import DataLoss, InvalidArgument, ResourceExhausted, Unavailable
 from memoryd.store.base import Blobs, BlobWriter, Ledger, Written
 
 
@@ -67,19 +67,13 @@ class DocumentWriter:
         document = core.new_id()
         self._ledger.get_memory(tenant, memory)  # before any byte is written
         blob = _text_key(tenant, memory, document, sha256)
-        if self._is_new(tenant, memory, sha256, request):
-            self._blobs.put(tenant, blob, text)
+        self._blobs.put(tenant, blob, text)
         return self._record(tenant, memory, document, kind, title, metadata, sha256, len(text), blob, request)
 
     def upload(self, tenant: str, memory: str, title: str, metadata: core.Metadata) -> Upload:
         """NotFound where there is no such memory."""
         self._ledger.get_memory(tenant, memory)
         return Upload(self, self._blobs, self._blobs.writer(tenant), tenant, memory, title, metadata, self._max_bytes)
-
-    def _is_new(self, tenant: str, memory: str, sha256: str, request: core.Request | None) -> bool:
-        if request is not None and self._ledger.find_request(tenant, request) is not None:
-            return False
-        return self._ledger.find_content(tenant, memory, sha256) is None
 
     def _record(
         self,
@@ -94,12 +88,16 @@ class DocumentWriter:
         blob: str,
         request: core.Request | None,
     ) -> Written:
-        """The transaction; where it stores nothing new, the bytes written for it are removed again."""
+        """The transaction; where it stores nothing new, the bytes written for it are removed again.
+
+        They are written even where the memory seems to hold that content: it may be deleted until the transaction."""
         prefix = core.document_prefix(tenant, memory, document)
         try:
             written = self._ledger.write_document(
                 tenant, memory, document, kind, title, metadata, sha256, size, blob, request
             )
+        except Unavailable:  # it may have been committed: rows without bytes would be worse than bytes without rows
+            raise
         except BaseException:
             self._blobs.delete_prefix(tenant, prefix)
             raise
@@ -147,8 +145,7 @@ class Upload:
         self._check.feed(b"", final=True)
         document, size = core.new_id(), self._blob.size
         key = _text_key(self._tenant, self._memory, document, sha256)
-        if self._writer._is_new(self._tenant, self._memory, sha256, request):
-            self._blob.commit(key)
+        self._blob.commit(key)
         return self._writer._record(
             self._tenant,
             self._memory,
