@@ -9,9 +9,7 @@ _PLAIN = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # Qwen3's opens the answer with an empty thought when thinking is switched off.
-_THINKING = (
-    _PLAIN.removesuffix("{% endif %}") + "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
+_THINKING = _PLAIN.removesuffix("{% endif %}") + "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 # Mistral's knows no system role, and insists on user and assistant by turns.
 _INST = (
     "{{ bos_token }}{% for m in messages %}"

@@ -86,12 +86,12 @@ def chunk_text(
     exactly one chunk and in exactly one of its passages. Text without any such character has no chunks.
     """
     limits = limits or Limits()
-    chunks = passages = 0
-    for units in _packed(_counted(_units(pieces), base, retrieval, limits), base, limits):
+    passages = 0
+    for ordinal, units in enumerate(_packed(_counted(_units(pieces), base, retrieval, limits), base, limits)):
         text = _text(units)
         chunk = Chunk(
             document=document,
-            ordinal=chunks,
+            ordinal=ordinal,
             start=units[0].start,
             end=units[-1].end,
             byte_start=units[0].byte_start,
@@ -99,10 +99,9 @@ def chunk_text(
             tokens=base.count_batch([text])[0],
             sha256=hashlib.sha256(text.encode()).hexdigest(),
         )
-        parts = tuple(_passages(document, chunks, passages, units, retrieval, limits))
-        yield ChunkText(chunk, text, parts)
-        chunks += 1
+        parts = tuple(_passages(document, ordinal, passages, units, retrieval, limits))
         passages += len(parts)
+        yield ChunkText(chunk, text, parts)
 
 
 def _packed(units: Iterable[_Unit], base: Counter, limits: Limits) -> Iterator[list[_Unit]]:
@@ -116,9 +115,7 @@ def _packed(units: Iterable[_Unit], base: Counter, limits: Limits) -> Iterator[l
         pending.append(unit)
         tokens += unit.base
         while tokens > limits.chunk_tokens and len(pending) > 1:
-            taken = _fitting(
-                pending, _cut([u.base for u in pending], pending, limits.chunk_tokens), base, limits.chunk_tokens
-            )
+            taken = _fitting(pending, _cut([u.base for u in pending], pending, limits.chunk_tokens), base, limits.chunk_tokens)
             yield pending[:taken]
             del pending[:taken]
             tokens = sum(u.base for u in pending)

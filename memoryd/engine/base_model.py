@@ -79,7 +79,9 @@ def load_base_model(path: Path, dtype: str = "float32", device: str = "cpu") -> 
     if not isinstance(torch_dtype, torch.dtype):
         raise BaseModelError(f"unknown dtype {dtype!r}: use float32, bfloat16 or float16")
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch_dtype, attn_implementation="sdpa", local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch_dtype, attn_implementation="sdpa", local_files_only=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(f"base model in {path} cannot be loaded: {error}") from error
@@ -88,7 +90,7 @@ def load_base_model(path: Path, dtype: str = "float32", device: str = "cpu") -> 
         model=model,
         tokenizer=tokenizer,
         fingerprint=fingerprint(path),
-        d_model=int(model.get_input_embeddings().weight.shape[1]),
+        d_model=model.get_input_embeddings().weight.shape[1],
         eos_ids=_eos_ids(model, tokenizer),
     )
 

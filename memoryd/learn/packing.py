@@ -19,6 +19,7 @@ from memoryd.recall.prompt import assemble
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 _PACKED = "memoryd_packed"
@@ -48,7 +49,7 @@ def encode_pack(tokenizer: TextTokenizer, pack: Pack, eos_id: int) -> EncodedPac
     return EncodedPack(context, tuple(questions))
 
 
-def packed_loss(model: PreTrainedModel, pack: EncodedPack) -> torch.Tensor:
+def packed_loss(model: PreTrainedModel | PeftModel, pack: EncodedPack) -> torch.Tensor:
     """Mean over the questions of the mean cross-entropy of their answers' tokens. Scalar, with gradient.
 
     Logits are computed where an answer's token is predicted, and nowhere else: the vocabulary is most of the cost.
@@ -97,7 +98,7 @@ def packed_mask(block: Sequence[int]) -> torch.Tensor:
 
 
 @contextmanager
-def _packed_attention_in(model: PreTrainedModel) -> Iterator[None]:
+def _packed_attention_in(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Attention that knows the packs' shape, for one forward pass: half the work of a [T, T] mask, the same result."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -135,7 +136,7 @@ def packed_attention(
     return torch.cat([context, questions], dim=2).transpose(1, 2), None
 
 
-def decoder_of(model: PreTrainedModel) -> torch.nn.Module:
+def decoder_of(model: Any) -> torch.nn.Module:
     """The model below its output layer, with or without a LoRA around its linear layers."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inner.base_model

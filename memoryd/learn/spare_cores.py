@@ -18,8 +18,8 @@ class SpareCores:
 
     def threads(self) -> int:
         """At least 1; one more for every core of which others left at least two thirds."""
-        all_, idle, own = (new - old for new, old in zip(self._times(), self._last, strict=True))
-        self._last = tuple(old + delta for old, delta in zip(self._last, (all_, idle, own), strict=True))
+        before, self._last = self._last, self._times()
+        all_, idle, own = (new - old for new, old in zip(self._last, before, strict=True))
         if all_ <= 0:
             return 1
         others = max(0.0, self._cores * (all_ - idle) / all_ - own * self._cores / all_)

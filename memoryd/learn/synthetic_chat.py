@@ -137,7 +137,7 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class _Fact:
-    """How a fact is said and asked; {v} is its value, {n} who says it."""
+    """How a fact is said and asked; {v} is its value, {n} who says it, {t} a thing and {a} an animal."""
 
     value: Callable[[random.Random], str]
     said: tuple[str, ...]
@@ -167,123 +167,113 @@ def _clock(r: random.Random) -> str:
     return f"{r.randint(7, 21)}:{r.choice(['00', '15', '30', '45', '10', '20'])}"
 
 
-_FACTS = (
-    _Fact(
-        _surname,
-        ("My {a} is called {v}.", "We named the {a} {v}."),
-        ("What is the name of {n}'s {a}?", "What did {n} name the {a}?"),
-    ),
-    _Fact(
-        _one(_CITIES),
-        ("I'm moving to {v} next month.", "We finally decided to move to {v}."),
-        ("Where is {n} moving?", "Which city is {n} moving to?"),
-    ),
-    _Fact(
-        _one(_CITIES),
-        ("I grew up in {v}, you know.", "I was born in {v}."),
-        ("Where did {n} grow up?", "Where is {n} from?"),
-    ),
-    _Fact(
-        _one(_JOBS),
-        ("I work as {v} these days.", "I just started working as {v}."),
-        ("What does {n} do for work?", "What is {n}'s job?"),
-    ),
-    _Fact(
-        lambda r: _surname(r) + r.choice([" Labs", " & Sons", " Logistics", " Foods"]),
-        ("I got the offer from {v}!", "My new employer is {v}."),
-        ("Which company does {n} work for?", "Who is {n}'s new employer?"),
-    ),
-    _Fact(
-        _day,
-        ("My birthday is on {v}.", "I turn thirty on {v}."),
-        ("When is {n}'s birthday?", "On what date is {n}'s birthday?"),
-    ),
-    _Fact(
-        _one(_FOODS),
-        ("My favourite food is {v}.", "I could eat {v} every day."),
-        ("What is {n}'s favourite food?", "What could {n} eat every day?"),
-    ),
-    _Fact(
-        _one(_ALLERGENS),
-        ("Please remember that I'm allergic to {v}.", "The doctor says I'm allergic to {v}."),
-        ("What is {n} allergic to?", "Which allergy does {n} have?"),
-    ),
-    _Fact(
-        _code(2, 4),
-        ("My booking reference is {v}.", "The booking reference they sent me is {v}."),
-        ("What is {n}'s booking reference?", "Which booking reference did {n} get?"),
-    ),
-    _Fact(
-        _code(0, 4),
-        ("The code for my front door is {v}.", "My door code is {v} now."),
-        ("What is {n}'s door code?", "What is the code for {n}'s front door?"),
-    ),
-    _Fact(
-        _code(2, 3),
-        ("I'm on flight {v}.", "My flight is {v}."),
-        ("What is {n}'s flight number?", "Which flight is {n} on?"),
-    ),
-    _Fact(
-        _clock,
-        ("My dentist appointment is at {v}.", "I have to be at the dentist at {v}."),
-        ("What time is {n}'s dentist appointment?", "When does {n} have to be at the dentist?"),
-    ),
-    _Fact(
-        lambda r: f"{r.randint(3, 980)} {r.choice(['euros', 'dollars', 'pounds'])}",
-        ("I paid {v} for the {t}.", "The {t} cost me {v}."),
-        ("How much did {n} pay for the {t}?", "What did the {t} cost {n}?"),
-    ),
-    _Fact(
-        _one(_NAMES),
-        ("My sister {v} is visiting soon.", "My sister is called {v}."),
-        ("What is the name of {n}'s sister?", "Who is {n}'s sister?"),
-    ),
-    _Fact(
-        lambda r: "Dr. " + _surname(r),
-        ("I see {v} about my knee.", "My doctor is {v}."),
-        ("Who is {n}'s doctor?", "Which doctor does {n} see?"),
-    ),
-    _Fact(
-        lambda r: f"0{r.randint(100, 999)} {r.randint(100000, 999999)}",
-        ("My new phone number is {v}.", "You can reach me at {v}."),
-        ("What is {n}'s phone number?", "At which number can {n} be reached?"),
-    ),
-    _Fact(
-        lambda r: _surname(r).lower() + "-" + str(r.randint(10, 9999)),
-        ("The Wi-Fi password here is {v}.", "My Wi-Fi password is {v}."),
-        ("What is {n}'s Wi-Fi password?", "Which Wi-Fi password did {n} give?"),
-    ),
-    _Fact(
-        lambda r: "Project " + _surname(r),
-        ("Our team is working on {v}.", "I was put in charge of {v}."),
-        ("Which project is {n} working on?", "What project does {n} work on?"),
-    ),
-    _Fact(
-        _day,
-        ("The deadline for my report is {v}.", "I have to hand in the report by {v}."),
-        ("When is {n}'s report due?", "What is the deadline for {n}'s report?"),
-    ),
-    _Fact(
-        lambda r: str(r.randint(1024, 65535)),
-        ("My server listens on port {v}.", "I moved the service to port {v}."),
-        ("Which port does {n}'s server use?", "On which port does {n}'s server listen?"),
-    ),
-    _Fact(
-        _one(_INSTRUMENTS),
-        ("I've been learning the {v}.", "I play the {v} in a small band."),
-        ("Which instrument does {n} play?", "What instrument is {n} learning?"),
-    ),
-    _Fact(
-        _one(_HOBBIES),
-        ("I took up {v} this year.", "{v} is my new hobby."),
-        ("What hobby did {n} take up?", "What is {n}'s new hobby?"),
-    ),
-    _Fact(
-        lambda r: str(r.randint(2, 38)),
-        ("There are {v} people in my team.", "My team has grown to {v} people."),
-        ("How many people are in {n}'s team?", "How big is {n}'s team?"),
-    ),
-)
+_VALUES: dict[str, Callable[[random.Random], str]] = {
+    "name": _surname,
+    "city": _one(_CITIES),
+    "job": _one(_JOBS),
+    "company": lambda r: _surname(r) + r.choice([" Labs", " & Sons", " Logistics", " Foods"]),
+    "day": _day,
+    "food": _one(_FOODS),
+    "allergen": _one(_ALLERGENS),
+    "booking": _code(2, 4),
+    "door code": _code(0, 4),
+    "flight": _code(2, 3),
+    "time": _clock,
+    "price": lambda r: f"{r.randint(3, 980)} {r.choice(['euros', 'dollars', 'pounds'])}",
+    "person": _one(_NAMES),
+    "doctor": lambda r: "Dr. " + _surname(r),
+    "phone": lambda r: f"0{r.randint(100, 999)} {r.randint(100000, 999999)}",
+    "password": lambda r: _surname(r).lower() + "-" + str(r.randint(10, 9999)),
+    "project": lambda r: "Project " + _surname(r),
+    "port": lambda r: str(r.randint(1024, 65535)),
+    "instrument": _one(_INSTRUMENTS),
+    "hobby": _one(_HOBBIES),
+    "count": lambda r: str(r.randint(2, 38)),
+}
+
+# The kind of value; how it is said; how it is asked.
+_TABLE = """
+name
+    My {a} is called {v}. | We named the {a} {v}.
+    What is the name of {n}'s {a}? | What did {n} name the {a}?
+city
+    I'm moving to {v} next month. | We finally decided to move to {v}.
+    Where is {n} moving? | Which city is {n} moving to?
+city
+    I grew up in {v}, you know. | I was born in {v}.
+    Where did {n} grow up? | Where is {n} from?
+job
+    I work as {v} these days. | I just started working as {v}.
+    What does {n} do for work? | What is {n}'s job?
+company
+    I got the offer from {v}! | My new employer is {v}.
+    Which company does {n} work for? | Who is {n}'s new employer?
+day
+    My birthday is on {v}. | I turn thirty on {v}.
+    When is {n}'s birthday? | On what date is {n}'s birthday?
+food
+    My favourite food is {v}. | I could eat {v} every day.
+    What is {n}'s favourite food? | What could {n} eat every day?
+allergen
+    Please remember that I'm allergic to {v}. | The doctor says I'm allergic to {v}.
+    What is {n} allergic to? | Which allergy does {n} have?
+booking
+    My booking reference is {v}. | The booking reference they sent me is {v}.
+    What is {n}'s booking reference? | Which booking reference did {n} get?
+door code
+    The code for my front door is {v}. | My door code is {v} now.
+    What is {n}'s door code? | What is the code for {n}'s front door?
+flight
+    I'm on flight {v}. | My flight is {v}.
+    What is {n}'s flight number? | Which flight is {n} on?
+time
+    My dentist appointment is at {v}. | I have to be at the dentist at {v}.
+    What time is {n}'s dentist appointment? | When does {n} have to be at the dentist?
+price
+    I paid {v} for the {t}. | The {t} cost me {v}.
+    How much did {n} pay for the {t}? | What did the {t} cost {n}?
+person
+    My sister {v} is visiting soon. | My sister is called {v}.
+    What is the name of {n}'s sister? | Who is {n}'s sister?
+doctor
+    I see {v} about my knee. | My doctor is {v}.
+    Who is {n}'s doctor? | Which doctor does {n} see?
+phone
+    My new phone number is {v}. | You can reach me at {v}.
+    What is {n}'s phone number? | At which number can {n} be reached?
+password
+    The Wi-Fi password here is {v}. | My Wi-Fi password is {v}.
+    What is {n}'s Wi-Fi password? | Which Wi-Fi password did {n} give?
+project
+    Our team is working on {v}. | I was put in charge of {v}.
+    Which project is {n} working on? | What project does {n} work on?
+day
+    The deadline for my report is {v}. | I have to hand in the report by {v}.
+    When is {n}'s report due? | What is the deadline for {n}'s report?
+port
+    My server listens on port {v}. | I moved the service to port {v}.
+    Which port does {n}'s server use? | On which port does {n}'s server listen?
+instrument
+    I've been learning the {v}. | I play the {v} in a small band.
+    Which instrument does {n} play? | What instrument is {n} learning?
+hobby
+    I took up {v} this year. | {v} is my new hobby.
+    What hobby did {n} take up? | What is {n}'s new hobby?
+count
+    There are {v} people in my team. | My team has grown to {v} people.
+    How many people are in {n}'s team? | How big is {n}'s team?
+"""
+
+
+def _facts(table: str) -> list[_Fact]:
+    lines = [line.strip() for line in table.strip().splitlines()]
+    return [
+        _Fact(_VALUES[kind], tuple(said.split(" | ")), tuple(asked.split(" | ")))
+        for kind, said, asked in zip(lines[::3], lines[1::3], lines[2::3], strict=True)
+    ]
+
+
+_FACTS = _facts(_TABLE)
 
 
 def make_chat(r: random.Random, facts: int = 5) -> Chat:

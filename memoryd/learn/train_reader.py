@@ -103,7 +103,7 @@ def train(
         for _ in range(recipe.packs_per_step):
             pack = encode_pack(tokenizer, next(packs), base.eos_ids[0])
             loss = packed_loss(model, pack) / recipe.packs_per_step
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.item()
             progress.packs += 1
             progress.examples += len(pack.questions)

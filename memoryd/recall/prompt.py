@@ -96,9 +96,7 @@ def assemble(
     asked = tokenizer.encode(question)
     fixed = len(head) + len(asked) + _frame_tokens(tokenizer, ["system", "user"])
     if fixed > budget:
-        raise InvalidArgument(
-            f"the question takes {fixed} tokens of a prompt of at most {budget}", reason="PROMPT_TOO_LONG"
-        )
+        raise InvalidArgument(f"the question takes {fixed} tokens of a prompt of at most {budget}", reason="PROMPT_TOO_LONG")
     left = budget - fixed
     chosen: list[int] = []
     for index, block in enumerate(blocks):

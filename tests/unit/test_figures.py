@@ -7,7 +7,7 @@ import pytest
 from memoryd.eval.figures import Row, read, render_all, write
 
 ROWS = [
-    Row("ack: 10 KB", 4.25, "ms", low=4.0, high=4.5, n=100, baseline=10, ratio=0.425, aim="< 10", met=True, command="make bench"),
+    Row("ack: 10 KB", 4.25, "ms", low=4.0, high=4.5, n=100, baseline=10, ratio=0.425, aim="< 10", met=True, command="bench"),
     Row("answers", 0.5, "share", low=0.4, high=0.6, n=20, aim="≥ 0.8", met=False),
 ]  # fmt: skip
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,7 +80,7 @@ def test_content_cannot_end_a_turn(llama: TextTokenizer) -> None:
 
 
 def test_a_question_over_the_budget_is_refused(llama: TextTokenizer) -> None:
-    with pytest.raises(InvalidArgument, match="takes .* tokens"):
+    with pytest.raises(InvalidArgument, match=r"takes .* tokens"):
         assemble(llama, [BEST], "why " * 500, budget=200)
 
 
