@@ -17,7 +17,7 @@ from datetime import timedelta
 
 from memoryd import core, log
 from memoryd.core import Job, JobKind, JobState
-from memoryd.errors import MemorydError, Unavailable
+from memoryd.errors import MemorydError, ResourceExhausted, Unavailable
 from memoryd.store.base import Ledger
 
 SLICE_SECONDS = 15.0  # a job that has worked this long goes to the end of the queue
@@ -73,7 +73,8 @@ class JobRunner:
     """Works on due jobs of all tenants, `slots` at a time.
 
     A failure is tried again with exponential back-off, at most `attempts` times; then the job is DEAD, with its reason, and
-    a person may retry it. What failed because a part was down (Unavailable) is tried for ever, and so is erasing.
+    a person may retry it. What failed because a part was down (Unavailable) or the disk full (ResourceExhausted) is tried for
+    ever, and so is erasing.
     """
 
     def __init__(self, ledger: Ledger, slots: int, lease_seconds: float, attempts: int) -> None:
@@ -215,7 +216,7 @@ class JobRunner:
         self._log.warning(
             "job failed", job=job.id, tenant=job.tenant, attempt=job.attempts, why=why, exc_info=not known
         )
-        for_ever = job.kind is JobKind.ERASE or isinstance(error, Unavailable)
+        for_ever = job.kind is JobKind.ERASE or isinstance(error, Unavailable | ResourceExhausted)
         retry_at = None
         if for_ever or job.attempts < self._attempts:
             seconds = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** min(job.attempts, 10))
