@@ -10,6 +10,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,7 @@ from memoryd.write import DocumentWriter
 
 _FLUSH_SECONDS = 20.0
 _ABANDONED_SECONDS = 3600.0
+_THREADS = 64  # calls of stores at a time: those that wait for an index that is down must not hold up writes
 _OPEN_TRIES = 3  # starts of Milvus Lite before its files are taken to be broken and are rebuilt
 
 
@@ -88,6 +90,7 @@ class Daemon:
         settings = self._settings
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="store"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         async with contextlib.AsyncExitStack() as stack:
