@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from pathlib import Path
 
 from memoryd_client import Client, Job, JobFailed, Memory, MemorydError, Mode, Source, Sources, Text, Usage
 
+from memoryd.recall.prompt import REFUSAL
 from memoryd.running import running_daemon
 
-REFUSAL = "I don't know from memory"
+UNITS = {"chunk": "bytes", "index": "passages", "compress": "chunks"}
 PATIENCE = 120.0  # seconds that the demo waits for the rest of the compression
 BOOK = Path(__file__).parents[1] / "examples" / "around-the-world-in-eighty-days.txt"
 
@@ -39,7 +41,7 @@ QUESTIONS = (
     Question("How high is Bridger Pass above the level of the sea?", "seven thousand five hundred and twenty-four"),
     Question("How long did the buffaloes block the train?", "three full hours|three hours"),
 )
-UNANSWERED = Question("What is the name of Captain Nemo's submarine?", REFUSAL)
+UNANSWERED = Question("What is the name of Captain Nemo's submarine?", re.escape(REFUSAL))
 COMPRESSED = Question("Why did Phileas Fogg dismiss James Forster?", "shaving-water|eighty-four degrees")
 
 
@@ -73,7 +75,7 @@ class Screen:
         if self._live:
             print("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
         elif time.monotonic() > self._next:
-            self._next = time.monotonic() + 5
+            self._next = time.monotonic() + 10
             print(text, flush=True)
 
     def _styled(self, text: str, code: str) -> str:
@@ -90,7 +92,7 @@ class Demo:
     def run(self, book: Path, questions: Sequence[Question]) -> None:
         """Writes, asks while it compresses, shows the compressed mode."""
         text = book.read_text()
-        title = text.lstrip().splitlines()[0][:80]
+        title = next(iter(text.split("\n")), "").strip()[:80] or book.name
         memory = self._client.memory("demo", create=True)
         memory.info()  # so that the time shown is that of the write alone
         began = time.perf_counter()
@@ -121,12 +123,12 @@ class Demo:
         screen.line("\n" + screen.bold(f"? {question.text}"))
         basis, text = None, ""
         screen.piece("  ")
-        for event in memory.answer(question.text, mode=mode):
+        for event in memory.answer(question.text, mode=mode, max_tokens=64):
             match event:
                 case Sources():
                     basis = event
                 case Text():
-                    screen.piece(screen.good(event.text))
+                    screen.piece(screen.good(event.text.replace("\n", " ")))
                     text += event.text
                 case Usage():
                     screen.piece("\n")
@@ -150,7 +152,7 @@ class Demo:
         screen.line(
             screen.dim(
                 f"  {source.title}, characters {source.start:,}-{source.end:,}, score {source.score:.3f}"
-                f" ({others} more passages)\n  “{_shortened(quote)}”"
+                f" ({others} more passages)\n  “{textwrap.shorten(quote, 200, placeholder=' …')}”"
             )
         )
 
@@ -177,33 +179,25 @@ class Demo:
             elapsed = time.monotonic() - began
             rate = (now.done - first.done) / elapsed if elapsed > 1 else 0.0
             left = (now.total - now.done) / rate if rate else 0.0
-            if until == "compress" and elapsed > 8 and left > PATIENCE:
-                self._screen.line(f"  compressed {now.done} of {now.total} chunks, {rate:.1f} a second")
+            if now.total and not now.ended:
+                pace = f", {rate:.1f} a second, {left:.0f} s left" if rate else ""
+                self._screen.progress(f"  {now.stage}: {now.done:,} of {now.total:,} {UNITS.get(now.stage, '')}{pace}")
+            if now.stage == until == "compress" and elapsed > 8 and left > PATIENCE:
+                self._screen.line(f"  {now.done} of {now.total} chunks are compressed, {rate:.1f} a second.")
                 return False
-            unit = {"chunk": "bytes", "index": "passages", "compress": "chunks"}.get(now.stage, "")
-            pace = f", {rate:.1f} a second, {left:.0f} s left" if rate else ""
-            self._screen.progress(f"  {now.stage or 'waiting'}: {now.done:,} of {now.total:,} {unit}{pace}")
         if now.state.name != "SUCCEEDED":
             raise JobFailed(now)
-        self._screen.line(f"  compressed: {now.total} chunks.")
+        self._screen.line(f"  All {now.total} chunks are compressed.")
         return True
 
 
-def _words(text: str) -> set[str]:
-    return {w for w in re.findall(r"\w+", text.lower()) if len(w) > 3}
-
-
 def _shared(text: str, words: str) -> int:
-    return len(_words(text) & _words(words))
+    """How many words of four letters or more both have."""
+    return len(set(re.findall(r"\w{4,}", text.lower())) & set(re.findall(r"\w{4,}", words.lower())))
 
 
 def _best_sentence(source: Source, words: str) -> str:
-    """The sentence that shares most words with question and answer."""
-    return max(re.split(r"(?<=[.!?]) ", source.text.replace("\n", " ")), key=lambda s: _shared(s, words))
-
-
-def _shortened(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else text[:most].rsplit(" ", 1)[0] + " …"
+    return max(re.split(r"(?<=[.!?]) ", source.text.replace("\n", " ")), key=lambda sentence: _shared(sentence, words))
 
 
 def _closing(screen: Screen, data_dir: Path | None) -> None:
