@@ -148,13 +148,9 @@ class Demo:
             screen.line(screen.dim(f"  looked at {len(basis.sources)} passages"))
             return
         source, quote = max(((s, _best_sentence(s, words)) for s in basis.sources), key=lambda x: _shared(x[1], words))
-        others = len(basis.sources) - 1
-        screen.line(
-            screen.dim(
-                f"  {source.title}, characters {source.start:,}-{source.end:,}, score {source.score:.3f}"
-                f" ({others} more passages)\n  “{textwrap.shorten(quote, 200, placeholder=' …')}”"
-            )
-        )
+        where = f"{source.title}, characters {source.start:,}-{source.end:,}, score {source.score:.3f}"
+        screen.line(screen.dim(f"  {where} ({len(basis.sources) - 1} more passages)"))
+        screen.line(screen.dim(f"  “{textwrap.shorten(quote, 200, placeholder=' …')}”"))
 
     def _show_usage(self, usage: Usage) -> None:
         read = usage.soft_tokens + usage.text_tokens
