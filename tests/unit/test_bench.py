@@ -1,0 +1,50 @@
+"""The benchmarks' statistics: what an interval covers, and what a row says."""
+
+import random
+
+from bench.lab import concurrently, row
+from bench.stats import median, quantile
+from bench.texts import questions, texts
+
+
+def test_the_median_of_few() -> None:
+    assert median([3.0, 1.0, 2.0]).value == 2.0
+    assert median([5.0]) == quantile([5.0], 0.99)
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
+    chosen = random.Random(1)
+    intervals = [median([chosen.random() for _ in range(25)]) for _ in range(500)]
+    assert 0.92 < sum(i.low <= 0.5 <= i.high for i in intervals) / 500 <= 1.0
+
+
+def test_many_samples_do_not_overflow() -> None:
+    assert 0.45 < median([n / 5000 for n in range(5000)]).low < 0.5
+
+
+def test_texts_are_new_each_time_and_of_the_size_asked_for() -> None:
+    first, second = (next(texts(10_000, seed)) for seed in (1, 2))
+    assert first != second
+    assert 9_000 < len(first.encode()) <= 10_000
+    assert next(texts(10_000, 1)) == first
+
+
+def test_questions_are_as_many_as_asked_for() -> None:
+    assert len(questions(7, seed=1)) == 7
+
+
+async def test_each_number_is_worked_on_once() -> None:
+    seen: list[int] = []
+
+    async def work(number: int) -> None:
+        seen.append(number)
+
+    took, rate = await concurrently(4, 10, work)
+    assert sorted(seen) == list(range(10))
+    assert len(took) == 10
+    assert rate > 0
+
+
+def test_a_row_knows_its_aim_and_baseline() -> None:
+    made = row("write: acknowledged", 5.0, "ms", baseline=2.0, below=10.0)
+    assert (made.ratio, made.met, made.aim) == (2.5, True, "< 10 ms")
