@@ -9,10 +9,10 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -31,7 +31,7 @@ from memoryd.config import Settings
 from memoryd.core import DEFAULT_TENANT, JobKind
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
-from memoryd.errors import MemorydError
+from memoryd.errors import MemorydError, Unavailable
 from memoryd.forget import EraseJob
 from memoryd.jobs import JobRunner
 from memoryd.lock import DataDirLock
@@ -52,10 +52,13 @@ from memoryd.worker.child import WorkerProcess
 from memoryd.worker.client import WorkerClient
 from memoryd.write import DocumentWriter
 
+T = TypeVar("T")
+
 _FLUSH_SECONDS = 20.0
+_RETRY_SECONDS = 0.5
 _ABANDONED_SECONDS = 3600.0
 _THREADS = 64  # calls of stores at a time: those that wait for an index that is down must not hold up writes
-_OPEN_TRIES = 3  # starts of Milvus Lite before its files are taken to be broken and are rebuilt
+_OPEN_TRIES = 3  # starts of a child before the daemon gives up; before Milvus Lite's last one, its files are wiped
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,7 @@ class Daemon:
                 return 0
             client = WorkerClient(worker.socket)
             stack.push_async_callback(client.close)
-            info = await client.describe()
+            info = await self._patiently(client.describe)
             models = Models(client, info, TextTokenizer(info.model_path), RetrievalTokenizer())
 
             uri = milvus.uri if milvus else settings.milvus_uri
@@ -147,10 +150,10 @@ class Daemon:
                 await child.start()
                 return
             except MemorydError as error:
-                if child is not milvus or tries == _OPEN_TRIES:
+                if tries == _OPEN_TRIES or not isinstance(error, Unavailable):
                     raise
-                self._log.warning("the index does not open", tries=tries, why=error.message)
-                if tries == _OPEN_TRIES - 1:  # it holds nothing that can't be rebuilt
+                self._log.warning("a child does not start", child=child.spec.name, tries=tries, why=error.message)
+                if child is milvus and tries == _OPEN_TRIES - 1:  # it holds nothing that can't be rebuilt
                     self._log.warning("the index is wiped and will be rebuilt from ledger and blobs")
                     await asyncio.to_thread(milvus.wipe)
 
@@ -195,23 +198,37 @@ class Daemon:
         swept = await asyncio.to_thread(parts.blobs.sweep, _ABANDONED_SECONDS)
         if swept:
             self._log.info("removed what unfinished uploads left", files=swept)
-        for tenant in await asyncio.to_thread(lost_tenants, parts.ledger, parts.index):
+
+    async def _work(self, parts: Parts) -> None:
+        """Jobs, after a look at whether the index was lost: once they run, a few new vectors would hide that."""
+        for tenant in await self._patiently(lambda: asyncio.to_thread(lost_tenants, parts.ledger, parts.index)):
             self._log.warning("the index has nothing of this tenant: it is rebuilt", tenant=tenant)
             await asyncio.to_thread(request_reindex, parts.ledger, tenant)
+        await parts.jobs.run(parts.handlers)
 
     async def _serve(self, parts: Parts, began: float, stack: contextlib.AsyncExitStack) -> None:
-        running = self._background(parts.jobs.run(parts.handlers))
+        running = self._background(self._work(parts))
         flushing = self._background(_flush_now_and_then(parts.index))
+        stack.push_async_callback(parts.server.stop, 0)
         await parts.server.start()
         await self._health.set(all(self._up.values()))
-        vectors = await asyncio.to_thread(parts.index.count, DEFAULT_TENANT)
-        screen.show_ready(self._settings, parts.models.info, vectors, time.monotonic() - began)
+        screen.show_ready(self._settings, parts.models.info, time.monotonic() - began)
         await self._stopping.wait()
         self._log.info("draining", seconds=self._settings.drain_seconds)
         await self._health.set(False)
         await asyncio.gather(parts.server.stop(self._settings.drain_seconds), parts.jobs.drain())
         for task in (running, flushing):
             await _cancelled(task)
+
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """A child was ready, and may have died since: then it comes back."""
+        while True:
+            try:
+                return await call()
+            except Unavailable:
+                if self._stopping.is_set():
+                    raise
+            await asyncio.sleep(_RETRY_SECONDS)
 
     def _background(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)

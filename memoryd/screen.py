@@ -7,7 +7,7 @@ from memoryd.config import Settings
 from memoryd.worker.client import WorkerInfo
 
 
-def show_ready(settings: Settings, info: WorkerInfo, vectors: int, seconds: float) -> None:
+def show_ready(settings: Settings, info: WorkerInfo, seconds: float) -> None:
     """One screen, on stdout. Passwords in URLs are not shown."""
     data = settings.data_dir
     keys = "no keys: only this host, as tenant `default`"
@@ -19,7 +19,7 @@ def show_ready(settings: Settings, info: WorkerInfo, vectors: int, seconds: floa
         "data": str(data),
         "ledger": _server(settings.database_url) or "SQLite, ledger.db",
         "blobs": _server(settings.blob_url) or "files, blobs/",
-        "index": _server(settings.milvus_uri) or f"Milvus Lite, a child; {vectors} vectors of tenant `default`",
+        "index": _server(settings.milvus_uri) or "Milvus Lite, a child",
         "cache": _server(settings.redis_url) or f"Valkey, a child; at most {settings.cache_bytes >> 20} MiB",
         "model": f"{settings.model}, {info.device} {info.dtype}, {info.base_fingerprint[:12]}",
         "reader": info.reader[:19] or "none fits this base model: answers are the model's own",
