@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from memoryd.errors import DataLoss, MemorydError, ResourceExhausted, Unavailable
 from memoryd.store.migrations import migrate
@@ -79,6 +80,15 @@ class Database:
             if not write.ended:
                 self._commit_waiting()
         return write.outcome()
+
+    def forget_log(self) -> None:
+        """After an erase: moves SQLite's log into its file and empties it, for it holds older versions of every page."""
+        if not self._sqlite:
+            return
+        with _translated(), self._engine.connect() as conn:
+            driver = conn.connection.driver_connection  # of SQLAlchemy's it would run inside a transaction, and fail
+            assert driver is not None
+            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
         """Ends all connections."""
@@ -167,8 +177,12 @@ def _translated() -> Iterator[None]:
         raise
     except DBAPIError as error:
         raise _translate(error) from None
-    except SQLAlchemyError as error:  # the pool gave up waiting
-        raise Unavailable(f"the ledger is busy ({type(error).__name__}): try again") from None
+    except PoolTimeout:
+        raise Unavailable("the ledger is busy: try again") from None
+    except StatementError as error:  # a value that cannot be kept
+        if isinstance(error.orig, MemorydError):
+            raise error.orig from None
+        raise MemorydError(f"the ledger cannot keep a value ({type(error.orig).__name__})") from None
 
 
 def _translate(error: DBAPIError) -> MemorydError:

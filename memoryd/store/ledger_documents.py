@@ -161,7 +161,9 @@ class DocumentRows(LedgerPart):
             return count
 
         table = _documents
-        return self._db.write(change)
+        erased = self._db.write(change)
+        self._db.forget_log()
+        return erased
 
     def token_count(self, tenant: str, memories: Sequence[str]) -> int:
         query = select(func.coalesce(func.sum(documents.c.token_count), 0)).where(live(tenant))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -12,6 +13,8 @@ from memoryd.core import Chunk, Passage, Stage
 from memoryd.store.ledger_documents import live
 from memoryd.store.ledger_part import LedgerPart, batches
 from memoryd.store.schema import chunks, documents, passages
+
+_ORDINAL = re.compile(r"0|[1-9][0-9]{0,8}")  # as Passage.id writes it, and within the column
 
 Span = TypeVar("Span", Chunk, Passage)
 
@@ -58,10 +61,10 @@ class SpanRows(LedgerPart):
         wanted = {}
         for id_ in passages:
             document, _, ordinal = id_.rpartition("-")
-            if ordinal.isascii() and ordinal.isdigit():
+            if _ORDINAL.fullmatch(ordinal):
                 wanted[document, int(ordinal)] = id_
         found = self._find(_passages, Passage, tenant, list(wanted))
-        return {wanted[key]: passage for key, passage in found.items() if passage.id == wanted[key]}
+        return {wanted[key]: passage for key, passage in found.items()}
 
     def get_chunks(self, tenant: str, keys: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Chunk]:
         return self._find(_chunks, Chunk, tenant, keys)

@@ -1,0 +1,62 @@
+"""Every store behind its protocol. A further implementation joins the suite by one more parameter here."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from memoryd.store.base import Blobs, Cache, Index, Ledger
+from memoryd.store.blobs import FsspecBlobs
+from memoryd.store.cache import ValkeyCache
+from memoryd.store.embedded import MilvusServer, ValkeyServer
+from memoryd.store.index import MilvusIndex
+from memoryd.store.ledger import SqlLedger
+from tests.servers import running
+
+DIM = 8
+
+
+@pytest.fixture(params=["sqlite"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    made = SqlLedger(f"sqlite:///{tmp_path}/ledger.db")
+    for tenant in ("acme", "other"):
+        made.create_tenant(tenant, tenant.title())
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["local", "memory"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    return FsspecBlobs(f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(tmp_path / "blobs"))
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    with running(MilvusServer(tmp_path_factory.mktemp("milvus"))) as server:
+        yield server
+
+
+@pytest.fixture(params=["milvus-lite"])
+def index(request: pytest.FixtureRequest, milvus: MilvusServer) -> Iterator[Index]:
+    made = MilvusIndex(milvus.uri, DIM, uuid.uuid4().hex)
+    yield made
+    made.drop()
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    with running(ValkeyServer(tmp_path_factory.mktemp("valkey"), 64 << 20)) as server:
+        yield server
+
+
+@pytest.fixture(params=["valkey"])
+def cache(request: pytest.FixtureRequest, valkey: ValkeyServer) -> Iterator[Cache]:
+    made = ValkeyCache(valkey.url, 64 << 20)
+    yield made
+    made.delete_prefix("acme", "")
+    made.delete_prefix("other", "")
+    made.close()
