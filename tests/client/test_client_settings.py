@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from memoryd_client import AsyncClient, Client, InvalidArgument, Retry, Tls, Unavailable
+from memoryd_client import AsyncClient, Client, InvalidArgument, Mode, Retry, Stage, Tls, Unavailable
 from memoryd_client._settings import is_loopback
 
 from tests.client.fake_daemon import FakeDaemon
@@ -74,6 +74,11 @@ def test_a_key_is_never_shown(kind: type[Client] | type[AsyncClient]) -> None:
 )
 def test_what_stays_on_this_machine(target: str, loopback: bool) -> None:
     assert is_loopback(target) is loopback
+
+
+def test_enums_print_their_names_and_survive_a_newer_daemon() -> None:
+    assert f"{Stage.SEARCHABLE} {Mode.TEXT!s:>5}" == "SEARCHABLE  TEXT"
+    assert Stage(99) is Stage.UNSPECIFIED
 
 
 def test_delays_grow_to_a_limit_and_are_jittered() -> None:

@@ -133,6 +133,7 @@ async def follow(caller: Caller, name: str, deadline: Deadline, *, patient: bool
 async def reach(caller: Caller, read: Callable[[], Awaitable[Document]], name: str, stage: Stage, timeout: float) -> Document:
     """Waits until a document is at a stage, and reads it."""
     deadline = Deadline(timeout)
+    document: Document | None = None
     try:
         document = await _patiently(caller, read, deadline)
         while document.stage < stage:
@@ -146,8 +147,9 @@ async def reach(caller: Caller, read: Callable[[], Awaitable[Document]], name: s
                 )
         return document
     except DeadlineExceeded as error:
+        job = document.job if document is not None else ""
         raise DeadlineExceeded(
-            f"{name} is not {stage.name} within {timeout:g} s: wait longer, or see client.jobs.list() for its job",
+            f"{name} is not {stage.name} within {timeout:g} s: wait longer, or ask client.jobs.get({job!r}) what holds it up",
             reason="NOT_REACHED",
             request_id=error.request_id,
         ) from None

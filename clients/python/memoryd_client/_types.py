@@ -22,6 +22,12 @@ class WireEnum(enum.IntEnum):
     def _missing_(cls, value: object) -> WireEnum:
         return cls(0)
 
+    def __str__(self) -> str:
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        return format(self.name, spec)
+
 
 class Stage(WireEnum):
     """How far a document has come. Stages are ordered, and each is usable at once."""
