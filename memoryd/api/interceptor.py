@@ -89,6 +89,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except (asyncio.CancelledError, grpc.aio.AbortError):
             outcome = "CANCELLED"
             raise
+        except NotImplementedError:  # of a standard service, a method that memoryd does not have
+            outcome = "UNIMPLEMENTED"
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"memoryd does not offer {method}")
         except Exception:
             outcome = "INTERNAL"
             self._log.exception("call failed")
