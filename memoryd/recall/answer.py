@@ -138,12 +138,12 @@ class Answerer:
         context = await asyncio.to_thread(self._context, tenant, question.mode, sources)
         prompt = self._prompt(question, context)
         usage.stage_ms["load"] = _since(loading)
-        usage.soft_tokens, usage.text_tokens = prompt.soft_tokens, prompt.text_tokens
-        usage.cache_hits = context.tiers
-        usage.compressor = self._models.info.compressor.fingerprint if prompt.soft_tokens else ""
-        usage.adapter = self._models.info.reader
         yield Sources(sources, context.mode, context.warnings)
         if sources:
+            usage.soft_tokens, usage.text_tokens = prompt.soft_tokens, prompt.text_tokens
+            usage.cache_hits = context.tiers
+            usage.compressor = self._models.info.compressor.fingerprint if prompt.soft_tokens else ""
+            usage.adapter = self._models.info.reader
             async with contextlib.aclosing(self._generate(question, context, prompt, usage, began)) as texts:
                 async for text in texts:
                     yield text
