@@ -19,10 +19,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="memoryd", description="The long-term memory daemon for LLM agents.")
     parser.add_argument("--version", action="version", version=f"memoryd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    _add_settings(commands.add_parser("serve", help="run the daemon"))
-    _add_settings(commands.add_parser("doctor", help="check this installation and say what to do"))
-    reindex = commands.add_parser("reindex", help="rebuild the index of every tenant from the texts that are kept")
-    _add_settings(reindex)
+    for name, purpose in (
+        ("serve", "run the daemon"),
+        ("doctor", "check this installation and say what to do"),
+        ("reindex", "rebuild the index of every tenant from the texts that are kept"),
+    ):
+        _add_settings(commands.add_parser(name, help=purpose, allow_abbrev=False))  # a beginning of a flag is no flag
     commands.add_parser("demo", help="write a book into a daemon and ask it questions", add_help=False)
     return parser
 
@@ -49,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
         return demo.main(rest)
     if rest:
-        print(f"memoryd {arguments.command}: no such argument: {rest[0]}", file=sys.stderr)
-        return 2
+        print(f"memoryd {arguments.command}: no such setting: {rest[0]} (see memoryd {arguments.command} --help)", file=sys.stderr)
+        return EX_CONFIG
     try:
         settings = _settings(arguments)
         log.configure(settings.log_level, settings.log_format)
