@@ -16,7 +16,7 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-START_SECONDS = 120.0
+START_SECONDS = 280.0  # many times what it takes, for machines that do other work
 
 
 def free_port() -> int:
@@ -57,7 +57,11 @@ class DaemonProcess:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=environment)
         if wait:
-            self.wait_ready()
+            try:
+                self.wait_ready()
+            except BaseException:
+                self.kill()
+                raise
         return self
 
     def wait_ready(self, seconds: float = START_SECONDS) -> None:
