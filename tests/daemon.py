@@ -111,7 +111,11 @@ class DaemonProcess:
         raise AssertionError(f"no child {name}")
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop()
