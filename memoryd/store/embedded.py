@@ -71,12 +71,8 @@ class MilvusServer(ChildProcess):
 
     def __init__(self, data_dir: Path) -> None:
         self._files = data_dir / "milvus"
-        # Bound but not listening for as long as this object lives, so that nobody else is given the port while the child
-        # restarts. The child may bind it as well because gRPC's servers share ports within one user.
-        self._reserved = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._reserved.bind(("127.0.0.1", 0))
-        self._port = int(self._reserved.getsockname()[1])
+        self._reservation: socket.socket | None = _reserve(0)
+        self._port = int(self._reservation.getsockname()[1])
         super().__init__(
             ChildSpec(
                 name="milvus",
@@ -105,9 +101,18 @@ class MilvusServer(ChildProcess):
             doomed = self._files.rename(self._files.with_name("milvus.wiped"))
             shutil.rmtree(doomed)
 
+    async def start(self) -> None:
+        """As ChildProcess.start."""
+        if self._reservation is None:
+            self._reservation = _reserve(self._port)
+        await super().start()
+
     async def stop(self) -> None:
-        """As ChildProcess.stop."""
+        """As ChildProcess.stop; the port is given up."""
         await super().stop()
+        if self._reservation is not None:
+            self._reservation.close()
+            self._reservation = None
 
     async def _answers(self) -> bool:
         """Whether it speaks HTTP/2 (its first frame is its settings): it listens only once its files are open."""
@@ -120,6 +125,17 @@ class MilvusServer(ChildProcess):
             return False
         finally:
             writer.close()
+
+
+def _reserve(port: int) -> socket.socket:
+    """A loopback port (any, for 0) that nobody else is given while the child restarts: bound, but not listening.
+
+    The child may bind it as well because gRPC's servers share ports within one user.
+    """
+    reservation = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reservation.bind(("127.0.0.1", port))
+    return reservation
 
 
 def _valkey_command(path: Path, max_bytes: int) -> tuple[str, ...]:

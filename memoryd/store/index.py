@@ -137,12 +137,13 @@ class MilvusIndex:
     def _search(self, tenant: str, memories: Sequence[str], field: str, query: object, limit: int) -> Sequence[Hit]:
         if not memories or limit < 1:
             return []
+        filter_ = _of(tenant, memories)
         found = self._call(
             lambda client: client.search(
                 self._collection,
                 data=[query],
                 anns_field=field,
-                filter=_of(tenant, memories),
+                filter=filter_,
                 limit=limit,
                 output_fields=_HIT_FIELDS,
                 timeout=CALL_SECONDS,
