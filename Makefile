@@ -7,10 +7,10 @@ GENERATED := memoryd/v1/memory_pb2.py
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install proto demo serve test lint format bench quality docs clean
+.PHONY: help install proto demo serve test test-kill lint format bench quality docs clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) $(GENERATED) ## the virtual environment, with everything in it
 
@@ -34,6 +34,9 @@ serve: install ## run the daemon
 
 test: install ## all tests
 	$(BIN)/python -m pytest
+
+test-kill: install ## kill -9 at 50 random moments; writes docs/figures/kills.json
+	MEMORYD_KILLS=50 $(BIN)/python -m pytest -s tests/fault/test_kill.py
 
 lint: install ## proto, style, types
 	$(BIN)/python tools/genproto.py build/api.binpb

@@ -1,0 +1,49 @@
+"""What the fault tests share: a base model so small that killing what runs it is cheap, and a daemon to break."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from memoryd_client import Client, Memory, Retry
+
+from tests.daemon import DaemonProcess
+from tests.tiny_models import make_tiny_model
+
+PATIENT = Retry(attempts=1000, max_delay=1.0)  # a client that outlives every restart
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model("llama", tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[DaemonProcess]:
+    """A daemon for the tests of one module to break: one job at a time, and two tries for each."""
+    flags = ("--model", str(tiny_model), "--job-slots", "1", "--job-attempts", "2")
+    with DaemonProcess(tmp_path_factory.mktemp("fragile"), *flags) as running:
+        yield running
+
+
+@pytest.fixture
+def patient(fragile: DaemonProcess) -> Iterator[Client]:
+    fragile.wait_ready()
+    with Client(fragile.target, timeout=None, retry=PATIENT) as client:
+        yield client
+
+
+@pytest.fixture
+def notes(patient: Client) -> Memory:
+    """A fresh memory of the fragile daemon."""
+    return patient.memory(f"notes-{uuid.uuid4().hex[:12]}", create=True)

@@ -1,0 +1,79 @@
+"""Many writers at once, and writes that race with deletes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from memoryd_client import AsyncClient
+
+from memoryd import core
+from memoryd.store.base import Written
+from memoryd.store.blobs import FsspecBlobs
+from memoryd.store.ledger import SqlLedger
+from memoryd.write import DocumentWriter
+from tests.daemon import DaemonProcess
+
+pytestmark = pytest.mark.timeout(900)
+WRITERS = 200
+TENANT, MEMORY = core.DEFAULT_TENANT, "notes"
+
+
+async def test_200_concurrent_writers_lose_nothing(fragile: DaemonProcess) -> None:
+    texts = [f"Writer {n} says that the number of the day is {n * 7919}." for n in range(WRITERS)]
+    async with AsyncClient(fragile.target, timeout=None) as client:
+        memory = client.memory("crowd", create=True)
+        await memory.info()
+
+        async def write(n: int) -> str:
+            return (await memory.write(texts[n], title=str(n), request_id=f"crowd-{n}")).document.name
+
+        names = await asyncio.gather(*(write(n) for n in range(WRITERS)))
+        again = await asyncio.gather(*(write(n) for n in range(WRITERS)))
+        held = {d.name: d async for d in memory.documents.list()}
+    assert len(set(names)) == WRITERS
+    assert again == names
+    assert held.keys() == set(names)
+    for name, text in zip(names, texts, strict=True):
+        assert held[name].sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+async def test_one_content_from_200_writers_is_one_document(fragile: DaemonProcess) -> None:
+    async with AsyncClient(fragile.target, timeout=None) as client:
+        memory = client.memory("chorus", create=True)
+        await memory.info()
+        written = await asyncio.gather(*(memory.write("All of us say the same thing.") for _ in range(WRITERS)))
+        held = [d.name async for d in memory.documents.list()]
+    assert {w.document.name for w in written} == set(held)
+    assert len(held) == 1
+    assert Counter(w.already_stored for w in written) == {True: WRITERS - 1, False: 1}
+    texts = list((fragile.data_dir / "blobs" / TENANT / "chorus").rglob("text-*"))
+    assert len(texts) == 1, "the bytes of repeats are removed again"
+
+
+def test_a_write_survives_the_delete_of_its_twin(tmp_path: Path) -> None:
+    """The same content is deleted while it is written again: the new document has its bytes, and the old one's are its own."""
+
+    class Raced(SqlLedger):
+        twin = ""
+
+        def write_document(self, *args: object, **kwargs: object) -> Written:
+            if self.twin:
+                self.delete_document(TENANT, MEMORY, self.twin, None)
+            return super().write_document(*args, **kwargs)  # type: ignore[arg-type]
+
+    ledger, blobs = Raced(f"sqlite:///{tmp_path / 'ledger.db'}"), FsspecBlobs(str(tmp_path / "blobs"))
+    try:
+        ledger.ensure_tenant(TENANT)
+        ledger.create_memory(TENANT, MEMORY, "", "", {}, None)
+        writer = DocumentWriter(ledger, blobs, 1 << 20)
+        first = writer.write(TENANT, MEMORY, core.Kind.TEXT, b"the same text", "", {}, None).document
+        ledger.twin = first.id
+        second = writer.write(TENANT, MEMORY, core.Kind.TEXT, b"the same text", "", {}, None).document
+    finally:
+        ledger.close()
+    assert second.id != first.id
+    assert blobs.get(TENANT, second.blob, second.sha256) == b"the same text"
