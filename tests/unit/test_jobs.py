@@ -83,7 +83,7 @@ async def running(ledger: SqlLedger, handler: Handler, **options: Any) -> AsyncI
 
 async def until(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # most are of the ledger, which has no event to wait for
             await asyncio.sleep(0.005)
 
 
