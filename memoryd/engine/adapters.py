@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-
 from memoryd.engine.base_model import BaseModel
 from memoryd.errors import FailedPrecondition
 
@@ -23,6 +21,8 @@ class Adapters:
     def __init__(self, base: BaseModel, reader: Path | None) -> None:
         self._peft: Any = None
         if reader is not None:
+            from peft import PeftModel  # seconds to import, for nothing where there is no reader
+
             # Same dtype as the base model: casting each layer's input to float32 and back costs more than it gives.
             self._peft = PeftModel.from_pretrained(base.model, reader, READER, autocast_adapter_dtype=False)
             self._peft.to(base.model.dtype).eval().requires_grad_(False)

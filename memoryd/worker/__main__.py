@@ -42,7 +42,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: one per core")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on CUDA, else float32")
-    parser.add_argument("--drain", type=float, default=10.0, help="seconds that calls may take to end on SIGTERM")
+    parser.add_argument("--drain", type=float, default=5.0, help="seconds that calls may take to end on SIGTERM")
     parser.add_argument("--parent", type=int, default=0, help="process id of the daemon: the worker ends with it")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="auto", help="json, console, auto")

@@ -1,0 +1,71 @@
+"""Small engines for tests: a tiny random model, a stand-in for the retrieval encoder, and a way to run to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import LoraConfig, get_peft_model
+
+from memoryd.compress.pooled import PooledCompressor
+from memoryd.engine.adapters import Adapters
+from memoryd.engine.base_model import BaseModel, load_base_model
+from memoryd.engine.request import GenerateEvent
+from memoryd.engine.runner import Runner, Value
+from memoryd.engine.scheduler import Limits
+from tests.tiny_models import make_tiny_model
+
+
+class Encoder:
+    """Three numbers of a text."""
+
+    fingerprint = "encoder"
+    dim = 3
+
+    def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return np.array([[len(t), t.count("a"), 1] for t in texts], np.float32)
+
+
+def make_base(kind: str, path: Path, seed: int = 0) -> BaseModel:
+    """Weights larger than the usual random ones: answers then depend on every part of the prompt and rarely tie."""
+    base = load_base_model(make_tiny_model(kind, path, seed))
+    with torch.no_grad():
+        for parameter in base.model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    return base
+
+
+def make_runner(base: BaseModel, reader: Path | None = None, limits: Limits | None = None) -> Runner:
+    return Runner(base, Adapters(base, reader), PooledCompressor.untrained(base, 4), Encoder(), limits or Limits(prefill=16))
+
+
+def make_reader(kind: str, seed: int, model: Path, out: Path) -> Path:
+    """A LoRA whose update is as large as the weights, so that it shows."""
+    base = make_base(kind, model, seed)
+    torch.manual_seed(7)
+    peft = get_peft_model(base.model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    peft.save_pretrained(out)
+    return out
+
+
+def run(runner: Runner, limit: int = 10_000) -> dict[int, list[Value]]:
+    """Step until idle; values by call."""
+    values: dict[int, list[Value]] = {}
+    for _ in range(limit):
+        if runner.idle:
+            return values
+        for output in runner.step():
+            values.setdefault(output.call, []).append(output.value)
+    raise AssertionError("the runner does not come to an end")
+
+
+def text(values: Sequence[Value]) -> str:
+    assert all(isinstance(value, GenerateEvent) for value in values), values
+    return "".join(value.text for value in values if isinstance(value, GenerateEvent))

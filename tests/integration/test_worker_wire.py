@@ -1,0 +1,202 @@
+"""The worker's wire in one process: a real loop and a tiny model behind a real gRPC server on a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from memoryd.compress.pooled import PooledCompressor
+from memoryd.engine.request import Generation, TokenIds
+from memoryd.engine.runner import Runner
+from memoryd.errors import (
+    Cancelled,
+    DataLoss,
+    FailedPrecondition,
+    FingerprintMismatch,
+    InvalidArgument,
+    MemorydError,
+    Unavailable,
+)
+from memoryd.worker import status
+from memoryd.worker.client import WorkerClient
+from memoryd.worker.loop import Loop
+from memoryd.worker.server import OPTIONS, WorkerServicer
+from memoryd.worker.v1 import worker_pb2 as pb
+from memoryd.worker.v1 import worker_pb2_grpc
+from tests.integration.engine_parts import make_base, make_runner, run, text
+
+PROMPT = list(range(20, 60))
+LONG = Generation([TokenIds(PROMPT)], 4000)
+
+
+@dataclass
+class Wire:
+    client: WorkerClient
+    runner: Runner
+    loop: Loop
+    servicer: WorkerServicer
+    fingerprint: str
+
+    async def settled(self) -> None:
+        """Wait until the loop has nothing to do."""
+        async with asyncio.timeout(30):
+            while not self.runner.idle:  # noqa: ASYNC110 - the loop's thread tells nobody
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
+    base = make_base("llama", tmp_path / "model")
+    base = type(base)(base.model, base.tokenizer, base.fingerprint, base.d_model, ())  # never ends by itself
+    runner = make_runner(base)
+    loop = Loop(lambda: runner)
+    servicer = WorkerServicer(loop)
+    server = grpc.aio.server(options=OPTIONS)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, server)
+    server.add_insecure_port(f"unix:{tmp_path / 's'}")
+    await server.start()
+    async with WorkerClient(tmp_path / "s") as client:
+        with pytest.raises(Unavailable):
+            await client.describe()
+        with pytest.raises(Unavailable):
+            await client.embed(["a"])
+        loaded, _ = loop.start()
+        await loaded
+        yield Wire(client, runner, loop, servicer, PooledCompressor.untrained(base, 4).fingerprint)
+    await server.stop(0)
+    await loop.stop()
+
+
+async def said(wire: Wire, request: Generation) -> str:
+    async with contextlib.aclosing(wire.client.generate(request)) as events:
+        return "".join([event.text async for event in events])
+
+
+async def test_describe_tells_all(wire: Wire) -> None:
+    wire.servicer.description = pb.DescribeResponse(
+        device="cpu", model_path="/m", d_model=64, compressor=pb.CompressorInfo(name="pooled", ratio=4), encoder_dim=3
+    )
+    info = await wire.client.describe()
+    assert (info.device, info.model_path, info.d_model, info.compressor.ratio) == ("cpu", Path("/m"), 64, 4)
+
+
+async def test_embed_in_order_over_several_calls(wire: Wire) -> None:
+    vectors = await wire.client.embed(["a" * n for n in range(150)])
+    assert (vectors.shape, vectors.dtype) == ((150, 3), np.float32)
+    assert vectors[:, 0].tolist() == list(range(150))
+    assert (await wire.client.embed([])).shape[0] == 0
+
+
+async def test_compress_in_order_over_several_calls(wire: Wire) -> None:
+    made = await wire.client.compress([[5] * n for n in range(1, 30)], wire.fingerprint)
+    assert [e.k for e in made] == [-(-n // 4) for n in range(1, 30)]
+    assert {e.d_model for e in made} == {64}
+    assert await wire.client.compress([], wire.fingerprint) == []
+
+
+async def test_concurrent_generations_say_what_each_says_alone(wire: Wire) -> None:
+    requests = [Generation([TokenIds(PROMPT[n:])], 20 + n) for n in range(4)]
+    alone = [await said(wire, request) for request in requests]
+    assert await asyncio.gather(*(said(wire, request) for request in requests)) == alone
+    reference = make_runner(wire.runner._base)
+    reference.generate(1, requests[0])
+    assert alone[0] == text(run(reference)[1])
+
+
+async def test_errors_cross_the_wire_as_they_are(wire: Wire) -> None:
+    with pytest.raises(InvalidArgument, match="4096") as raised:
+        await said(wire, Generation([TokenIds(PROMPT)], 5000))
+    assert raised.value.reason == "PROMPT_TOO_LONG"
+    with pytest.raises(FingerprintMismatch) as mismatch:
+        await wire.client.compress([[5]], "other")
+    assert mismatch.value.details == {"asked": "other", "loaded": wire.fingerprint}
+    with pytest.raises(FailedPrecondition) as reader:
+        await said(wire, Generation([TokenIds(PROMPT)], 5, use_reader=True))
+    assert reader.value.reason == "NO_READER"
+    with pytest.raises(InvalidArgument, match="chunk 1"):
+        await wire.client.compress([[5], [600]], wire.fingerprint)
+    stub = worker_pb2_grpc.WorkerServiceStub(wire.client._channel)
+    for bad in (
+        pb.GenerateRequest(segments=[pb.Segment()], max_tokens=5),
+        pb.GenerateRequest(segments=[pb.Segment(tokens=pb.TokenIds(ids=[5]))], max_tokens=5, adapters=[pb.AdapterWeight()]),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as rpc:
+            await stub.Generate(bad).read()
+        assert isinstance(status.from_rpc(rpc.value), InvalidArgument)
+
+
+async def test_leaving_a_generation_frees_it(wire: Wire) -> None:
+    async with contextlib.aclosing(wire.client.generate(LONG)) as events:
+        async for _ in events:
+            break
+    await wire.settled()
+    assert wire.runner.held == 0
+
+
+async def test_a_cancelled_task_frees_its_call(wire: Wire) -> None:
+    for work in (said(wire, LONG), wire.client.compress([PROMPT * 10] * 500, wire.fingerprint)):
+        task = asyncio.ensure_future(work)
+        await asyncio.sleep(0.3)
+        assert not wire.runner.idle
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await wire.settled()
+        assert wire.runner.held == 0
+
+
+async def test_a_deadline_frees_the_call(wire: Wire) -> None:
+    with pytest.raises(Cancelled) as raised:
+        async for _ in wire.client.generate(LONG, timeout=0.3):
+            pass
+    assert raised.value.reason == "DEADLINE_EXCEEDED"
+    with pytest.raises(Cancelled):
+        await wire.client.compress([PROMPT * 10] * 500, wire.fingerprint, timeout=0.001)
+    await wire.settled()
+    assert wire.runner.held == 0
+
+
+async def test_a_broken_loop_tells_its_callers_and_the_process(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(lambda: wire.runner)
+    loaded, ended = loop.start()
+    await loaded
+
+    def fail() -> None:
+        raise AssertionError("scheduler and runner disagree")
+
+    monkeypatch.setattr(wire.runner, "step", fail)
+    with pytest.raises(Unavailable):
+        async for _ in loop.run(LONG):
+            pass
+    with pytest.raises(AssertionError):
+        await ended
+    with pytest.raises(Unavailable):
+        await anext(loop.run(LONG))
+    wire.runner.end(1)
+
+
+async def test_a_load_that_fails_is_told() -> None:
+    def load() -> Runner:
+        raise ValueError("no such model")
+
+    loaded, _ = Loop(load).start()
+    with pytest.raises(ValueError, match="no such model"):
+        await loaded
+
+
+@pytest.mark.parametrize(
+    "kind", [InvalidArgument, FailedPrecondition, FingerprintMismatch, DataLoss, Unavailable, MemorydError]
+)
+def test_status_round_trip(kind: type[MemorydError]) -> None:
+    sent = kind("what: é", details={"a": "é"})
+    trailing = grpc.aio.Metadata(*status.trailers(sent))
+    error = grpc.aio.AioRpcError(sent.code, grpc.aio.Metadata(), trailing, details=sent.message)
+    got = status.from_rpc(error)
+    assert (type(got), got.message, got.reason, got.details) == (kind, sent.message, sent.reason, sent.details)
