@@ -20,6 +20,7 @@ from memoryd_client import Client, Job, JobFailed, Memory, MemorydError, Mode, S
 
 from memoryd.recall.prompt import REFUSAL
 from memoryd.running import running_daemon
+from memoryd.terminal import Terminal, printable
 
 UNITS = {"chunk": "bytes", "index": "passages", "compress": "chunks"}
 PATIENCE = 120.0  # seconds that the demo waits for the rest of the compression
@@ -45,49 +46,13 @@ UNANSWERED = Question("What is the name of Captain Nemo's submarine?", re.escape
 COMPRESSED = Question("Why did Phileas Fogg dismiss James Forster?", "shaving-water|eighty-four degrees")
 
 
-class Screen:
-    """Prints: on a terminal in colour and over the line before, elsewhere in plain lines now and then."""
-
-    def __init__(self) -> None:
-        self._live = sys.stdout.isatty()
-        self._colour = self._live and "NO_COLOR" not in os.environ
-        self._next = 0.0
-
-    def dim(self, text: str) -> str:
-        return self._styled(text, "2")
-
-    def bold(self, text: str) -> str:
-        return self._styled(text, "1")
-
-    def good(self, text: str) -> str:
-        return self._styled(text, "32")
-
-    def warn(self, text: str) -> str:
-        return self._styled(text, "33")
-
-    def line(self, text: str = "") -> None:
-        print(("\r\x1b[K" if self._live else "") + text, flush=True)
-
-    def piece(self, text: str) -> None:
-        print(text, end="", flush=True)
-
-    def progress(self, text: str) -> None:
-        if self._live:
-            print("\r\x1b[K" + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)
-        elif time.monotonic() > self._next:
-            self._next = time.monotonic() + 10
-            print(text, flush=True)
-
-    def _styled(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self._colour else text
-
-
 class Demo:
     """One run against one daemon."""
 
-    def __init__(self, screen: Screen, client: Client) -> None:
-        self._screen = screen
+    def __init__(self, terminal: Terminal, client: Client) -> None:
+        self._terminal = terminal
         self._client = client
+        self._warned: set[str] = set()
 
     def run(self, book: Path, questions: Sequence[Question]) -> None:
         """Writes, asks while it compresses, shows the compressed mode."""
@@ -99,64 +64,66 @@ class Demo:
         written = memory.write(text, title=title)
         took = (time.perf_counter() - began) * 1000
         again = " (it was there already)" if written.already_stored else ""
-        self._screen.line(
-            f"Wrote {self._screen.bold(title)}: {len(text.split()):,} words, acknowledged in {took:.0f} ms{again}."
+        self._terminal.line(
+            f"Wrote {self._terminal.bold(title)}: {len(text.split()):,} words, acknowledged in {took:.0f} ms{again}."
         )
         self._follow(written.job, "index")
         document = written.wait()
-        self._screen.line(
+        self._terminal.line(
             f"Searchable after {time.perf_counter() - began:.1f} s: {document.token_count:,} tokens in "
             f"{document.chunk_count} chunks. Compression goes on while we ask."
         )
         for question in questions:
             self._ask(memory, question)
-        self._screen.line()
+        self._terminal.line()
         if not self._follow(written.job, "compress"):
-            self._screen.line(
-                self._screen.dim("The rest takes minutes on this machine; we do not wait, and it would go on by itself.")
+            self._terminal.line(
+                self._terminal.dim("The rest takes minutes on this machine; we do not wait, and it would go on by itself.")
             )
-        self._screen.line("The same memory, read in COMPRESSED mode (compressed embeddings instead of text):")
+        self._terminal.line("The same memory, read in COMPRESSED mode (compressed embeddings instead of text):")
         self._ask(memory, COMPRESSED if questions[-1] is UNANSWERED else questions[0], Mode.COMPRESSED)
 
     def _ask(self, memory: Memory, question: Question, mode: Mode | None = None) -> None:
-        screen = self._screen
-        screen.line("\n" + screen.bold(f"? {question.text}"))
+        terminal = self._terminal
+        terminal.line("\n" + terminal.bold(f"? {question.text}"))
         basis, text = None, ""
-        screen.piece("  ")
+        terminal.piece("  ")
         for event in memory.answer(question.text, mode=mode, max_tokens=64):
             match event:
                 case Sources():
                     basis = event
                 case Text():
-                    screen.piece(screen.good(event.text.replace("\n", " ")))
+                    terminal.piece(terminal.good(printable(event.text)))
                     text += event.text
                 case Usage():
-                    screen.piece("\n")
+                    terminal.piece("\n")
                     self._show_basis(basis, question.text + " " + text, refused=REFUSAL in text)
                     self._show_usage(event)
         if question.expected and not re.search(question.expected, text, re.IGNORECASE):
             said = "is silent" if question is UNANSWERED else "says: " + question.expected.split("|")[0]
-            screen.line(screen.warn(f"  wrong: the book {said} (the embedded base model has 135M parameters)"))
+            terminal.line(terminal.warn(f"  wrong: the book {said} (the embedded base model has 135M parameters)"))
 
     def _show_basis(self, basis: Sources | None, words: str, refused: bool) -> None:
-        screen = self._screen
+        terminal = self._terminal
         if basis is None or not basis.sources:
             return
         for warning in basis.warnings:
-            screen.line(screen.warn(f"  warning: {warning}"))
+            if warning not in self._warned:  # most would come with each answer
+                self._warned.add(warning)
+                terminal.line(terminal.warn(f"  warning: {warning}"))
         if refused:
-            screen.line(screen.dim(f"  looked at {len(basis.sources)} passages"))
+            terminal.line(terminal.dim(f"  looked at {len(basis.sources)} passages"))
             return
         source, quote = max(((s, _best_sentence(s, words)) for s in basis.sources), key=lambda x: _shared(x[1], words))
-        where = f"{source.title}, characters {source.start:,}-{source.end:,}, score {source.score:.3f}"
-        screen.line(screen.dim(f"  {where} ({len(basis.sources) - 1} more passages)"))
-        screen.line(screen.dim(f"  “{textwrap.shorten(quote, 200, placeholder=' …')}”"))
+        where = f"{printable(source.title)}, characters {source.start:,}-{source.end:,}, score {source.score:.3f}"
+        terminal.line(terminal.dim(f"  {where} ({len(basis.sources) - 1} more passages)"))
+        terminal.line(terminal.dim(f"  “{printable(textwrap.shorten(quote, 200, placeholder=' …'))}”"))
 
     def _show_usage(self, usage: Usage) -> None:
         read = usage.soft_tokens + usage.text_tokens
         soft = f", {usage.soft_tokens:,} of them compressed embeddings" if usage.soft_tokens else ""
-        self._screen.line(
-            self._screen.dim(
+        self._terminal.line(
+            self._terminal.dim(
                 f"  read {read:,} tokens{soft}; the whole text is {usage.full_source_tokens:,}: "
                 f"{usage.full_source_tokens / max(1, read):.0f}x fewer. First token after "
                 f"{usage.time_to_first_token_ms / 1000:.2f} s, all after {usage.total_ms / 1000:.2f} s."
@@ -170,20 +137,20 @@ class Demo:
         for now in self._client.jobs.watch(job):
             if until == "index" and (now.stage == "compress" or (now.stage == "index" and now.done == now.total > 0)):
                 return True
-            if first is None or now.stage != first.stage:
+            if first is None or now.stage != first.stage or now.done < first.done:
                 first, began = now, time.monotonic()
             elapsed = time.monotonic() - began
             rate = (now.done - first.done) / elapsed if elapsed > 1 else 0.0
             left = (now.total - now.done) / rate if rate else 0.0
             if now.total and not now.ended:
                 pace = f", {rate:.1f} a second, {left:.0f} s left" if rate else ""
-                self._screen.progress(f"  {now.stage}: {now.done:,} of {now.total:,} {UNITS.get(now.stage, '')}{pace}")
+                self._terminal.progress(f"  {now.stage}: {now.done:,} of {now.total:,} {UNITS.get(now.stage, '')}{pace}")
             if now.stage == until == "compress" and elapsed > 8 and left > PATIENCE:
-                self._screen.line(f"  {now.done} of {now.total} chunks are compressed, {rate:.1f} a second.")
+                self._terminal.line(f"  {now.done} of {now.total} chunks are compressed, {rate:.1f} a second.")
                 return False
         if now.state.name != "SUCCEEDED":
             raise JobFailed(now)
-        self._screen.line(f"  All {now.total} chunks are compressed.")
+        self._terminal.line(f"  All {now.total} chunks are compressed.")
         return True
 
 
@@ -196,18 +163,18 @@ def _best_sentence(source: Source, words: str) -> str:
     return max(re.split(r"(?<=[.!?]) ", source.text.replace("\n", " ")), key=lambda sentence: _shared(sentence, words))
 
 
-def _closing(screen: Screen, data_dir: Path | None) -> None:
+def _closing(terminal: Terminal, data_dir: Path | None) -> None:
     here = Path(sys.executable).with_name("memoryd")
     memoryd = "memoryd" if shutil.which("memoryd") or not here.exists() else os.path.relpath(here)
     kept = f" --data-dir {data_dir}" if data_dir else ""
-    screen.line(f"\n{screen.bold('What to try next')}")
+    terminal.line(f"\n{terminal.bold('What to try next')}")
     for command, about in (
         (f"{memoryd} serve{kept}", "a daemon that stays, on 127.0.0.1:7437"),
         (f"{memoryd} demo --target 127.0.0.1:7437", "this again, on that daemon"),
         (f'{memoryd} demo --book FILE --question "…"', "a text and questions of your own"),
         (f"{memoryd} doctor{kept}", "what this installation runs on, and whether it is sound"),
     ):
-        screen.line(f"  {command:<52} {screen.dim(about)}")
+        terminal.line(f"  {command:<52} {terminal.dim(about)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     questions = [*QUESTIONS, UNANSWERED]
     if arguments.question or arguments.book != BOOK:
         questions = [Question(q) for q in arguments.question or ["What is this text about?"]]
-    screen = Screen()
+    terminal = Terminal()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon and the temporary directory go too
     began = time.monotonic()
     try:
@@ -229,13 +196,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             target = arguments.target
             if target is None:
                 data_dir = arguments.data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                screen.progress("Starting the daemon; the first start on a data directory also prepares the models …")
+                terminal.progress("Starting the daemon; the first start on a data directory also prepares the models …")
                 target = stack.enter_context(running_daemon(data_dir, "--log-format", "json"))
-                screen.line(f"The daemon is ready after {time.monotonic() - began:.1f} s.")
-            Demo(screen, stack.enter_context(Client(target))).run(arguments.book, questions)
-            _closing(screen, arguments.data_dir)
+                terminal.line(f"The daemon is ready after {time.monotonic() - began:.1f} s.")
+            Demo(terminal, stack.enter_context(Client(target))).run(arguments.book, questions)
+            _closing(terminal, arguments.data_dir)
     except KeyboardInterrupt:
-        screen.line("\nStopped.")
+        terminal.line("\nStopped.")
         return 130
     except (MemorydError, OSError, UnicodeDecodeError) as error:
         print(f"memoryd demo: {error}", file=sys.stderr)
