@@ -53,12 +53,14 @@ class Progress:
         self.job = replace(self.job, stage=stage, done=done, total=total, rate=round(rate, 3))
         self._published()
 
-    def step(self, stage: str, done: int, total: int) -> None:
-        """Records progress. Raises Stopped or GiveWay where the handler must end here: call it only at a safe point."""
+    def step(self, stage: str, done: int, total: int, *, resumable: bool = True) -> None:
+        """Records progress. Raises Stopped or GiveWay where the handler must end here: call it only at a safe point.
+
+        A job that would begin anew is not `resumable`: it gives way only to the end of the daemon."""
         self.show(stage, done, total)
         if self.stopped:
             raise Stopped
-        if self.draining or time.monotonic() - self._began > SLICE_SECONDS:
+        if self.draining or (resumable and time.monotonic() - self._began > SLICE_SECONDS):
             raise GiveWay
 
     def give_way(self) -> None:
@@ -100,7 +102,8 @@ class JobRunner:
                     job = await asyncio.to_thread(self._ledger.claim_job, self._owner, self._lease)
                     if job is None:
                         break
-                    self._start(job)
+                    if not self._has(job):
+                        self._start(job)
             except MemorydError as error:
                 self._log.warning("the ledger gives no jobs", reason=error.reason)
             with contextlib.suppress(TimeoutError):
@@ -166,6 +169,10 @@ class JobRunner:
                 live = progress.job
                 return replace(job, stage=live.stage, done=live.done, total=live.total, rate=live.rate)
         return job
+
+    def _has(self, job: Job) -> bool:
+        """Whether it runs here already: the machine stood still for longer than its lease, which the claim has renewed."""
+        return any((p.job.tenant, p.job.id) == (job.tenant, job.id) for p in self._running.values())
 
     def _publish(self, job_id: str) -> None:
         for event in self._watchers.get(job_id, ()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 
 from memoryd.core import Document, Job, JobKind, Stage
@@ -25,7 +26,8 @@ class Indexer:
 
     async def add(self, document: Document, done: int, step: Callable[[int, int], None]) -> int:
         """Indexes the document's passages from number `done` on; calls `step(done, total)` after each batch. Adding what is
-        there already changes nothing. Returns how many there are."""
+        there already changes nothing. Returns how many there are. Stopped, with nothing of it left in the index, where the
+        document was deleted meanwhile."""
         while page := await asyncio.to_thread(self._ledger.passages, document.tenant, document.id, done - 1, _PASSAGES):
             texts = await asyncio.to_thread(self._texts.passages, document, page)
             if len(texts) != len(page):
@@ -36,13 +38,18 @@ class Indexer:
                 for p, text, vector in zip(page, texts, vectors, strict=True)
             ]
             await asyncio.to_thread(self._index.upsert, document.tenant, rows)
+            if not await asyncio.to_thread(self._ledger.get_documents, document.tenant, [document.id]):
+                # Its ERASE job may have been faster than these rows.
+                await asyncio.to_thread(self._index.delete_document, document.tenant, document.memory, document.id)
+                raise Stopped
             done = page[-1].ordinal + 1
             step(done, document.passage_count)
         return done
 
 
 class ReindexJob:
-    """Handles JobKind.REINDEX: all of one tenant's searchable documents, going on after the last one that was done."""
+    """Handles JobKind.REINDEX: all of one tenant's searchable documents, always from the first: a count of those that were
+    done says nothing once some of them are deleted."""
 
     def __init__(self, ledger: Ledger, indexer: Indexer) -> None:
         self._ledger = ledger
@@ -52,11 +59,9 @@ class ReindexJob:
         documents = await asyncio.to_thread(self._searchable, job.tenant)
         passages = 0
         for done, document in enumerate(documents):
-            if done < job.done:
-                passages += document.passage_count
-                continue
-            progress.step("index", done, len(documents))
-            passages += await self._indexer.add(document, 0, lambda *_: None)
+            progress.step("index", done, len(documents), resumable=False)
+            with contextlib.suppress(Stopped):  # it was deleted: the others are still to be indexed
+                passages += await self._indexer.add(document, 0, lambda *_: None)
         return {"documents": len(documents), "passages": passages}
 
     def _searchable(self, tenant: str) -> list[Document]:
