@@ -32,7 +32,7 @@ from memoryd.core import DEFAULT_TENANT, JobKind
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import MemorydError, Unavailable
-from memoryd.forget import EraseJob
+from memoryd.forget import EraseJob, reclaim
 from memoryd.jobs import JobRunner
 from memoryd.lock import DataDirLock
 from memoryd.models import Models
@@ -209,6 +209,7 @@ class Daemon:
     async def _serve(self, parts: Parts, began: float, stack: contextlib.AsyncExitStack) -> None:
         running = self._background(self._work(parts))
         flushing = self._background(_flush_now_and_then(parts.index))
+        reclaiming = self._background(self._reclaim(parts))
         stack.push_async_callback(parts.server.stop, 0)
         await parts.server.start()
         await self._health.set(all(self._up.values()))
@@ -217,8 +218,21 @@ class Daemon:
         self._log.info("draining", seconds=self._settings.drain_seconds)
         await self._health.set(False)
         await asyncio.gather(parts.server.stop(self._settings.drain_seconds), parts.jobs.drain())
-        for task in (running, flushing):
+        for task in (running, flushing, reclaiming):
             await _cancelled(task)
+
+    async def _reclaim(self, parts: Parts) -> None:
+        """What an earlier daemon's writes left that were cut off before their rows: text that nobody could forget."""
+        token = ""
+        while True:
+            page = await asyncio.to_thread(parts.ledger.list_tenants, 1000, token)
+            for tenant in page.items:
+                reclaimed = await asyncio.to_thread(reclaim, parts.ledger, parts.blobs, tenant.id, _ABANDONED_SECONDS)
+                if reclaimed:
+                    self._log.info("removed bytes of documents that were never recorded", documents=reclaimed)
+            token = page.next_token
+            if not token:
+                return
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         """A child was ready, and may have died since: then it comes back."""
@@ -233,8 +247,13 @@ class Daemon:
     def _background(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself holds tasks only weakly
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._background_ended)
         return task
+
+    def _background_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("work in the background failed", exc_info=error)
 
 
 def request_reindex_of_all(settings: Settings) -> int:
@@ -268,5 +287,4 @@ async def _flush_now_and_then(index: Index) -> None:
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait([task])

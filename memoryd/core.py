@@ -218,6 +218,14 @@ def new_id() -> str:
     return f"{int(datetime.now(UTC).timestamp() * 1000):012x}{secrets.token_hex(6)}"
 
 
+def made_at(id_: str) -> float:
+    """When `new_id` made it, in seconds since 1970; now, where it did not."""
+    try:
+        return int(id_[:12], 16) / 1000
+    except ValueError:
+        return now().timestamp()
+
+
 def now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)

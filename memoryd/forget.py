@@ -9,10 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from memoryd.core import Job, document_prefix
+from memoryd.core import Job, document_prefix, made_at, now
 from memoryd.jobs import JobRunner, Progress
 from memoryd.recall.embeddings import EmbeddingStore, cache_prefix
 from memoryd.store.base import Blobs, Cache, Index, Ledger
+
+
+def reclaim(ledger: Ledger, blobs: Blobs, tenant: str, older_than_seconds: float) -> int:
+    """Removes the bytes of documents that were never recorded: a kill came between a blob and its row, or a commit's outcome
+    stayed unknown. Returns how many documents. Blocks."""
+    newest = now().timestamp() - older_than_seconds
+    old = [(memory, document) for memory, document in blobs.documents(tenant) if made_at(document) < newest]
+    recorded = ledger.recorded(tenant, [document for _, document in old])
+    lost = [(memory, document) for memory, document in old if document not in recorded]
+    for memory, document in lost:
+        blobs.delete_prefix(tenant, document_prefix(tenant, memory, document))
+    return len(lost)
 
 
 class EraseJob:

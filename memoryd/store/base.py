@@ -131,6 +131,9 @@ class Ledger(Protocol):
     def get_documents(self, tenant: str, documents: Sequence[str]) -> dict[str, Document]:
         """Those of the ids that exist and are not deleted."""
 
+    def recorded(self, tenant: str, documents: Sequence[str]) -> set[str]:
+        """Those of the ids that have a row, deleted or not."""
+
     def list_documents(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Document]:
         """NotFound where there is no such memory."""
 
@@ -261,6 +264,9 @@ class Blobs(Protocol):
 
     def delete_prefix(self, tenant: str, prefix: str) -> int:
         """Deletes all under it; returns how many blobs there were."""
+
+    def documents(self, tenant: str) -> Iterator[tuple[str, str]]:
+        """(memory, document) of all documents that have blobs, whether or not the ledger knows them."""
 
     def sweep(self, older_than_seconds: float) -> int:
         """Removes abandoned temporary files of writers that never committed; returns how many."""

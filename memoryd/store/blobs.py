@@ -94,6 +94,12 @@ class FsspecBlobs:
                     _flush_folder(os.path.dirname(path))
         return len(found)
 
+    def documents(self, tenant: str) -> Iterator[tuple[str, str]]:
+        """(memory, document) of all documents that have blobs. NotFound; Unavailable."""
+        for memory in self._folders(self._path(tenant, tenant)):
+            for document in self._folders(memory):
+                yield PurePosixPath(memory).name, PurePosixPath(document).name
+
     def sweep(self, older_than_seconds: float) -> int:
         """Removes abandoned temporary files of writers that never committed; returns how many."""
         count = 0
@@ -112,6 +118,13 @@ class FsspecBlobs:
         if segments[0] != tenant or not all(_SEGMENT.fullmatch(segment) for segment in segments):
             raise NotFound("no such blob")
         return f"{self._root}/{key}"
+
+    def _folders(self, path: str) -> list[str]:
+        with _translated():
+            self._fs.invalidate_cache()
+            if not self._fs.isdir(path):
+                return []
+            return [str(entry["name"]) for entry in self._fs.ls(path, detail=True) if entry["type"] == "directory"]
 
     def _temporary(self) -> str:
         return f"{self._root}/{_TEMPORARY}/{secrets.token_hex(16)}"

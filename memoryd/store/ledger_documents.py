@@ -87,6 +87,17 @@ class DocumentRows(LedgerPart):
         table = _documents
         return self._db.read(query)
 
+    def recorded(self, tenant: str, documents: Sequence[str]) -> set[str]:
+        def query(conn: Connection) -> set[str]:
+            found = (
+                conn.execute(select(table.c.id).where(table.c.tenant == tenant, table.c.id.in_(ids))).scalars()
+                for ids in batches(documents)
+            )
+            return {id_ for batch in found for id_ in batch}
+
+        table = _documents
+        return self._db.read(query)
+
     def list_documents(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Document]:
         def query(conn: Connection) -> Page[Document]:
             uid = find_memory_uid(conn, tenant, memory)

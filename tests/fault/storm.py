@@ -36,8 +36,10 @@ from pymilvus import MilvusClient
 
 from memoryd.compress import codec
 from memoryd.compress.conversation import render_conversation
-from memoryd.core import Message
+from memoryd.core import DEFAULT_TENANT, Message
+from memoryd.forget import reclaim
 from memoryd.store.blobs import FsspecBlobs
+from memoryd.store.ledger import SqlLedger
 from tests.daemon import DaemonProcess
 
 CHILDREN = {"worker": "memoryd.worker", "valkey": "valkey", "milvus": "milvus_lite"}
@@ -372,7 +374,10 @@ def check_stored(data_dir: Path, truth: Truth) -> None:
         expected.add(chunk["embeddings"])
     for document in documents.values():
         assert hashlib.sha256((root / document["blob"]).read_bytes()).hexdigest() == document["sha256"]
-    FsspecBlobs(str(root)).sweep(0.0)
+    blobs = FsspecBlobs(str(root))
+    blobs.sweep(0.0)
+    with contextlib.closing(SqlLedger(f"sqlite:///{data_dir / 'ledger.db'}")) as rows:
+        reclaim(rows, blobs, DEFAULT_TENANT, 0.0)
     assert {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} == expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from memoryd_client import AsyncClient
 
 from memoryd import core
+from memoryd.errors import Unavailable
+from memoryd.forget import reclaim
 from memoryd.store.base import Written
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
@@ -66,14 +69,42 @@ def test_a_write_survives_the_delete_of_its_twin(tmp_path: Path) -> None:
             return super().write_document(*args, **kwargs)  # type: ignore[arg-type]
 
     ledger, blobs = Raced(f"sqlite:///{tmp_path / 'ledger.db'}"), FsspecBlobs(str(tmp_path / "blobs"))
-    try:
+    with contextlib.closing(ledger):
         ledger.ensure_tenant(TENANT)
         ledger.create_memory(TENANT, MEMORY, "", "", {}, None)
         writer = DocumentWriter(ledger, blobs, 1 << 20)
         first = writer.write(TENANT, MEMORY, core.Kind.TEXT, b"the same text", "", {}, None).document
         ledger.twin = first.id
         second = writer.write(TENANT, MEMORY, core.Kind.TEXT, b"the same text", "", {}, None).document
-    finally:
-        ledger.close()
     assert second.id != first.id
     assert blobs.get(TENANT, second.blob, second.sha256) == b"the same text"
+
+
+def test_bytes_without_a_row_are_reclaimed(tmp_path: Path) -> None:
+    """A commit whose outcome is unknown leaves its bytes; so does a kill before it."""
+
+    class Unsure(SqlLedger):
+        fails = False
+
+        def write_document(self, *args: object, **kwargs: object) -> Written:
+            if self.fails:
+                raise Unavailable("the connection broke")
+            return super().write_document(*args, **kwargs)  # type: ignore[arg-type]
+
+    ledger, blobs = Unsure(f"sqlite:///{tmp_path / 'ledger.db'}"), FsspecBlobs(str(tmp_path / "blobs"))
+    with contextlib.closing(ledger):
+        ledger.ensure_tenant(TENANT)
+        ledger.create_memory(TENANT, MEMORY, "", "", {}, None)
+        writer = DocumentWriter(ledger, blobs, 1 << 20)
+        kept, deleted = (
+            writer.write(TENANT, MEMORY, core.Kind.TEXT, text, "", {}, None).document for text in (b"kept", b"deleted")
+        )
+        ledger.delete_document(TENANT, MEMORY, deleted.id, None)
+        ledger.fails = True
+        with pytest.raises(Unavailable):
+            writer.write(TENANT, MEMORY, core.Kind.TEXT, b"lost", "", {}, None)
+        held = {document for _, document in blobs.documents(TENANT)}
+        assert len(held) == 3
+        assert reclaim(ledger, blobs, TENANT, 3600.0) == 0, "a write may be under way"
+        assert reclaim(ledger, blobs, TENANT, -1.0) == 1
+        assert {document for _, document in blobs.documents(TENANT)} == {kept.id, deleted.id}, "erasing is the ERASE job's"
