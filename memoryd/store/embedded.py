@@ -84,6 +84,7 @@ class MilvusServer(ChildProcess):
                 ready=self._answers,
                 # It searches rows that are not in a segment one by one, at about 0.3 ms each: they go into one early.
                 env={"MILVUS_LITE_MEMTABLE_MEMORY_LIMIT_BYTES": str(_UNFLUSHED_BYTES)},
+                start_timeout=180.0,  # its imports alone take 2 s of CPU, and much longer on a busy machine
                 stop_signal=signal.SIGINT,  # its only way to close its files in good order
             )
         )
