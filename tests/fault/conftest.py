@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from memoryd_client import Client, Memory, Retry
+from memoryd_client import Client, Memory
 
 from tests.daemon import DaemonProcess
+from tests.fault.waiting import PATIENT
 from tests.tiny_models import make_tiny_model
-
-PATIENT = Retry(attempts=1000, max_delay=1.0)  # a client that outlives every restart
-
-
-def until(true: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

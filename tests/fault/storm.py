@@ -26,7 +26,6 @@ from memoryd_client import (
     Memory,
     Mode,
     NotFound,
-    Retry,
     Source,
     Sources,
     Stage,
@@ -41,10 +40,11 @@ from memoryd.forget import reclaim
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
 from tests.daemon import DaemonProcess
+from tests.fault.waiting import PATIENT, until
 
 CHILDREN = {"worker": "memoryd.worker", "valkey": "valkey", "milvus": "milvus_lite"}
 KINDS = ("daemon", *CHILDREN)
-PATIENT = Retry(attempts=10_000, max_delay=1.0)
+PER_KILL = 5  # documents that may be written between two kills, lest a slow machine drown in them
 SETTLE_SECONDS = 1200.0  # for the work that is left after the last kill, on a machine that does other things too
 
 _MARKER = re.compile(r"\bq[0-9a-f]{10}x\b")
@@ -163,14 +163,14 @@ def compose(rng: random.Random) -> Entry:
 
 
 class Storm:
-    """Writers and readers work while `kill` is called; `end` lets them finish."""
+    """Writers and readers work while `kill` is called; leaving it lets them finish."""
 
-    def __init__(self, daemon: DaemonProcess, memories: Sequence[str], documents: int, seed: int) -> None:
+    def __init__(self, daemon: DaemonProcess, memories: Sequence[str], seed: int) -> None:
         self.truth = Truth()
         self.kills: Counter[str] = Counter()
         self._daemon = daemon
         self._memories = memories
-        self._left = documents
+        self._left = PER_KILL
         self._rng = random.Random(seed)
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -191,10 +191,22 @@ class Storm:
         for thread in self._threads if kind is None else ():
             thread.join()
 
-    def pause(self, seconds: float) -> None:
-        """Lets time pass between kills, unless something is wrong already."""
-        time.sleep(seconds)
-        assert self.truth.wrong == [], "\n".join(self.truth.wrong)
+    def pause(self) -> None:
+        """Until the next kill: often until things work again and some were done, else for a moment only."""
+        if self._rng.random() < 0.6:
+            what, some = self._rng.choice(["writes", "searches", "answers", "answers"]), self._rng.randrange(1, 6)
+            self.until_done({what: self.truth.done[what] + some})
+        else:
+            time.sleep(self._rng.uniform(0.0, 4.0))
+
+    def until_done(self, enough: Mapping[str, int]) -> None:
+        """Until so much has been acknowledged or answered."""
+
+        def look() -> bool:
+            assert self.truth.wrong == [], "\n".join(self.truth.wrong)
+            return all(self.truth.done[what] >= n or (what == "writes" and self._left == 0) for what, n in enough.items())
+
+        until(look, f"{dict(self.truth.done)}, where {enough} was to be done", SETTLE_SECONDS)
 
     def kill(self, kind: str) -> None:
         """kill -9 of what is there, whatever it does; a daemon is started again."""
@@ -207,16 +219,20 @@ class Storm:
                 self.truth.complain(f"an orphan of the daemon: {orphan}")
             self._daemon.start(wait=False)
         else:
-            waited_for(lambda: self._child(kind), f"the daemon has no {kind}").kill()
+            until(lambda: self._kill_child(kind), f"the daemon has no {kind}", SETTLE_SECONDS)
         self.kills[kind] += 1
+        with self._lock:
+            self._left += PER_KILL
 
-    def _child(self, kind: str) -> psutil.Process | None:
+    def _kill_child(self, kind: str) -> bool:
         assert self._daemon.process is not None
         if self._daemon.process.poll() is not None:
             raise AssertionError(f"the daemon ended by itself:\n{self._daemon.log.read_text()[-3000:]}")
-        with contextlib.suppress(AssertionError, psutil.NoSuchProcess):
-            return self._daemon.child(CHILDREN[kind])
-        return None
+        try:
+            self._daemon.child(CHILDREN[kind]).kill()
+        except (AssertionError, psutil.NoSuchProcess):  # it is not there just now
+            return False
+        return True
 
     def _guarded(self, work: Callable[[random.Random], None], rng: random.Random) -> None:
         try:
@@ -235,9 +251,9 @@ class Storm:
                 self._delete(client, rng)
                 continue
             with self._lock:
+                if self._left == 0:
+                    continue
                 self._left -= 1
-                if self._left < 0:
-                    return
             entry, memory = compose(rng), rng.choice(memories)
             self.truth.ask(entry)
             name = entry.send(memory)
@@ -277,14 +293,6 @@ class Storm:
                         if isinstance(event, Sources):
                             self.truth.check(event.sources, gone)
                     self.truth.count("answers")
-
-
-def waited_for(look: Callable[[], psutil.Process | None], what: str, seconds: float = 300.0) -> psutil.Process:
-    deadline = time.monotonic() + seconds
-    while (found := look()) is None:
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-    return found
 
 
 def settle(client: Client, truth: Truth) -> None:

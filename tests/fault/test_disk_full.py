@@ -11,7 +11,7 @@ import pytest
 from memoryd_client import Client, Document, JobState, Memory, ResourceExhausted, Stage
 
 from tests.daemon import DaemonProcess
-from tests.fault.conftest import PATIENT, until
+from tests.fault.waiting import PATIENT, until
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -19,8 +19,8 @@ from memoryd.eval import figures
 from memoryd.eval.figures import Row
 from tests.daemon import DaemonProcess
 from tests.fault import storm
-from tests.fault.conftest import until
 from tests.fault.storm import KINDS, Storm
+from tests.fault.waiting import PATIENT
 
 KILLS = int(os.environ.get("MEMORYD_KILLS", "12"))
 SEED = int(os.environ.get("MEMORYD_SEED", secrets.randbits(32)))
@@ -35,18 +35,14 @@ def test_no_acknowledged_write_is_lost(tmp_path: Path, tiny_model: Path) -> None
     kinds = [*KINDS] * (KILLS // len(KINDS)) + rng.sample(KINDS, KILLS % len(KINDS))
     rng.shuffle(kinds)
     with DaemonProcess(tmp_path / "data", "--model", str(tiny_model)) as daemon:
-        with Storm(daemon, MEMORIES, documents=6 * KILLS, seed=SEED) as raging:
+        with Storm(daemon, MEMORIES, SEED) as raging:
             truth = raging.truth
             for kind in kinds:
-                raging.pause(rng.uniform(0.0, 4.0))
-                if rng.random() < 0.6:  # the others come while something is still down
-                    daemon.wait_ready(storm.SETTLE_SECONDS)
+                raging.pause()
                 raging.kill(kind)
-            daemon.wait_ready(storm.SETTLE_SECONDS)
-            enough = {"writes": 2 * KILLS, "searches": KILLS, "answers": KILLS // 4}
-            until(lambda: all(truth.done[what] >= n for what, n in enough.items()), f"fewer than {enough}", seconds=900)
+            raging.until_done({"writes": 2 * KILLS, "searches": KILLS, "answers": KILLS // 2})
         print(storm.summary(raging))
-        with Client(daemon.target, timeout=None, retry=storm.PATIENT) as client:
+        with Client(daemon.target, timeout=None, retry=PATIENT) as client:
             storm.settle(client, truth)
             storm.check_served(client, truth, MEMORIES)
         assert storm.index_ids(daemon) == storm.passages_of(daemon.data_dir)

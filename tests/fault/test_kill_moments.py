@@ -16,7 +16,7 @@ from memoryd_client import Client, Document, JobFailed, JobState, Memory, Stage,
 
 from tests.daemon import DaemonProcess
 from tests.fault import storm
-from tests.fault.conftest import PATIENT, until
+from tests.fault.waiting import PATIENT, until
 
 pytestmark = pytest.mark.timeout(900)
 QUESTION = "What does the ferry carry?"
