@@ -58,7 +58,7 @@ _FLUSH_SECONDS = 20.0
 _RETRY_SECONDS = 0.5
 _ABANDONED_SECONDS = 3600.0
 _THREADS = 64  # calls of stores at a time: those that wait for an index that is down must not hold up writes
-_OPEN_TRIES = 3  # starts of a child before the daemon gives up; before Milvus Lite's last one, its files are wiped
+_START_TRIES = 3  # of a child, before the daemon gives up
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Daemon:
             valkey = None if settings.redis_url else ValkeyServer(settings.data_dir, settings.cache_bytes)
             milvus = None if settings.milvus_uri else MilvusServer(settings.data_dir)
             worker = WorkerProcess(settings)
-            if not await self._start_children([child for child in (valkey, milvus, worker) if child], milvus, stack):
+            if not await self._start_children([child for child in (valkey, milvus, worker) if child], stack):
                 return 0
             client = WorkerClient(worker.socket)
             stack.push_async_callback(client.close)
@@ -119,17 +119,17 @@ class Daemon:
             stack.callback(cache.close)
             parts = self._compose(ledger, blobs, index, cache, models)
             await self._recover(parts)
+            if milvus:
+                stack.push_async_callback(_cancelled, self._background(self._rebuild(parts, milvus.wiped)))
             await self._serve(parts, began, stack)
         self._log.info("stopped")
         return 0
 
-    async def _start_children(
-        self, children: list[ChildProcess], milvus: MilvusServer | None, stack: contextlib.AsyncExitStack
-    ) -> bool:
+    async def _start_children(self, children: list[ChildProcess], stack: contextlib.AsyncExitStack) -> bool:
         """Starts them side by side and keeps watch over them. False where SIGTERM came first."""
         for child in children:
             stack.push_async_callback(child.stop)
-        starting: asyncio.Future[Any] = asyncio.gather(*(self._first_start(child, milvus) for child in children))
+        starting: asyncio.Future[Any] = asyncio.gather(*(self._first_start(child) for child in children))
         stopping: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -144,18 +144,15 @@ class Daemon:
             stack.push_async_callback(_cancelled, watch)
         return True
 
-    async def _first_start(self, child: ChildProcess, milvus: MilvusServer | None) -> None:
-        for tries in range(1, _OPEN_TRIES + 1):
+    async def _first_start(self, child: ChildProcess) -> None:
+        for tries in range(1, _START_TRIES + 1):
             try:
                 await child.start()
                 return
             except MemorydError as error:
-                if tries == _OPEN_TRIES or not isinstance(error, Unavailable):
+                if tries == _START_TRIES or not isinstance(error, Unavailable):
                     raise
                 self._log.warning("a child does not start", child=child.spec.name, tries=tries, why=error.message)
-                if child is milvus and tries == _OPEN_TRIES - 1:  # it holds nothing that can't be rebuilt
-                    self._log.warning("the index is wiped and will be rebuilt from ledger and blobs")
-                    await asyncio.to_thread(milvus.wipe)
 
     def _watcher(self, name: str) -> Any:
         def changed(state: ChildState, why: str) -> None:
@@ -205,6 +202,15 @@ class Daemon:
             self._log.warning("the index has nothing of this tenant: it is rebuilt", tenant=tenant)
             await asyncio.to_thread(request_reindex, parts.ledger, tenant)
         await parts.jobs.run(parts.handlers)
+
+    async def _rebuild(self, parts: Parts, wiped: asyncio.Event) -> None:
+        """Milvus Lite was restarted, and its files could not be read any more."""
+        wiped.clear()  # what was wiped before this is found by its absence
+        while True:
+            await wiped.wait()
+            wiped.clear()
+            await asyncio.to_thread(_reindex_all, parts.ledger)
+            parts.jobs.wake()
 
     async def _serve(self, parts: Parts, began: float, stack: contextlib.AsyncExitStack) -> None:
         running = self._background(self._work(parts))
@@ -260,17 +266,22 @@ def request_reindex_of_all(settings: Settings) -> int:
     """`memoryd reindex`: leaves a job for each tenant, for the daemon that runs or the next one. Returns the exit code."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.closing(_ledger(settings)) as ledger:
-        tenants, token = 0, ""
-        while True:
-            page = ledger.list_tenants(1000, token)
-            for tenant in page.items:
-                request_reindex(ledger, tenant.id)
-            tenants += len(page.items)
-            token = page.next_token
-            if not token:
-                break
+        tenants = _reindex_all(ledger)
     print(f"the index of {tenants} tenant(s) will be rebuilt: by the running daemon within a second, or by the next one")
     return 0
+
+
+def _reindex_all(ledger: Ledger) -> int:
+    """Leaves a job for each tenant; returns how many."""
+    tenants, token = 0, ""
+    while True:
+        page = ledger.list_tenants(1000, token)
+        for tenant in page.items:
+            request_reindex(ledger, tenant.id)
+        tenants += len(page.items)
+        token = page.next_token
+        if not token:
+            return tenants
 
 
 def _ledger(settings: Settings) -> SqlLedger:

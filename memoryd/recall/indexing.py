@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 
-from memoryd.core import Document, Job, JobKind, Stage
+from memoryd.core import Document, Job, JobKind
 from memoryd.jobs import Progress, Stopped
 from memoryd.models import Models
 from memoryd.store.base import Index, IndexRow, Ledger
@@ -48,15 +48,15 @@ class Indexer:
 
 
 class ReindexJob:
-    """Handles JobKind.REINDEX: all of one tenant's searchable documents, always from the first: a count of those that were
-    done says nothing once some of them are deleted."""
+    """Handles JobKind.REINDEX: all of one tenant's documents that are cut into passages, also those that are being indexed
+    just now. Always from the first: a count of those that were done says nothing once some of them are deleted."""
 
     def __init__(self, ledger: Ledger, indexer: Indexer) -> None:
         self._ledger = ledger
         self._indexer = indexer
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
-        documents = await asyncio.to_thread(self._searchable, job.tenant)
+        documents = await asyncio.to_thread(self._chunked, job.tenant)
         passages = 0
         for done, document in enumerate(documents):
             progress.step("index", done, len(documents), resumable=False)
@@ -64,17 +64,17 @@ class ReindexJob:
                 passages += await self._indexer.add(document, 0, lambda *_: None)
         return {"documents": len(documents), "passages": passages}
 
-    def _searchable(self, tenant: str) -> list[Document]:
+    def _chunked(self, tenant: str) -> list[Document]:
         out: list[Document] = []
         after = ""
         while page := self._ledger.all_documents(tenant, after):
-            out += [d for d in page if d.stage >= Stage.SEARCHABLE]
+            out += [d for d in page if d.passage_count > 0]
             after = page[-1].id
         return out
 
 
 def lost_tenants(ledger: Ledger, index: Index) -> list[str]:
-    """Tenants that have searchable documents and no vectors: the index was wiped, or the retrieval encoder changed."""
+    """Tenants that have passages and no vectors: the index was wiped, or the retrieval encoder changed."""
     lost, token = [], ""
     while True:
         page = ledger.list_tenants(1000, token)

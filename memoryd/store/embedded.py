@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
 import socket
@@ -10,10 +11,17 @@ import sys
 import tempfile
 from pathlib import Path
 
+import structlog
+from pymilvus import MilvusClient
+
 from memoryd.child import ChildProcess, ChildSpec
 from memoryd.errors import Unavailable
 
+log = structlog.get_logger(__name__)
+
 _UNFLUSHED_BYTES = 1 << 20
+_OPEN_TRIES = 3
+_OPEN_SECONDS = 60.0  # to read the files of a large index
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel takes 107 on Linux, 103 on macOS
 
 
@@ -67,9 +75,13 @@ class ValkeyServer(ChildProcess):
 
 
 class MilvusServer(ChildProcess):
-    """A Milvus Lite on a loopback port that is chosen once and kept over restarts."""
+    """A Milvus Lite on a loopback port that is chosen once and kept over restarts.
+
+    It holds nothing that can't be rebuilt: files that it can't open any more are wiped.
+    """
 
     def __init__(self, data_dir: Path) -> None:
+        self.wiped = asyncio.Event()  # set when the files were wiped; for whoever rebuilds the index to clear
         self._files = data_dir / "milvus"
         self._reservation: socket.socket | None = _reserve(0)
         self._port = int(self._reservation.getsockname()[1])
@@ -95,17 +107,30 @@ class MilvusServer(ChildProcess):
         return f"http://127.0.0.1:{self._port}"
 
     def wipe(self) -> None:
-        """Forgets every vector, for files that it cannot open any more. Only while it does not run; reindex afterwards."""
+        """Forgets every vector. Only while it does not run; reindex afterwards."""
         if self.pid is not None:
             raise Unavailable("milvus runs: stop it before its files are wiped")
         if self._files.exists():
-            doomed = self._files.rename(self._files.with_name("milvus.wiped"))
+            doomed = self._files.with_name("milvus.wiped")
+            shutil.rmtree(doomed, ignore_errors=True)  # an earlier wipe was cut off
+            self._files.rename(doomed)
             shutil.rmtree(doomed)
+        self.wiped.set()
 
     async def start(self) -> None:
-        """As ChildProcess.start."""
+        """As ChildProcess.start; then its files can be read."""
         if self._reservation is None:
             self._reservation = _reserve(self._port)
+        await super().start()
+        for _ in range(_OPEN_TRIES):
+            if await asyncio.to_thread(self._opens):
+                return
+            if not await self.healthy():
+                await self.kill()
+                raise self._failed("ended while its files were opened")
+        log.warning("the index does not open: it is wiped, to be rebuilt from ledger and blobs", files=str(self._files))
+        await super().stop()
+        await asyncio.to_thread(self.wipe)
         await super().start()
 
     async def stop(self) -> None:
@@ -115,8 +140,21 @@ class MilvusServer(ChildProcess):
             self._reservation.close()
             self._reservation = None
 
+    def _opens(self) -> bool:
+        """Whether its files can be read: it opens them only when asked, and for damaged ones answers with an error."""
+        try:
+            client = MilvusClient(self.uri, timeout=_OPEN_SECONDS, dedicated=True)
+            with contextlib.closing(client):
+                for name in client.list_collections(timeout=_OPEN_SECONDS):
+                    client.load_collection(name, timeout=_OPEN_SECONDS)
+                    client.query(name, filter="", output_fields=["count(*)"], timeout=_OPEN_SECONDS)
+        except Exception as error:  # MilvusException, gRPC's, whatever the client library lets through
+            log.warning("milvus cannot open its files", error=type(error).__name__)
+            return False
+        return True
+
     async def _answers(self) -> bool:
-        """Whether it speaks HTTP/2 (its first frame is its settings): it listens only once its files are open."""
+        """Whether it speaks HTTP/2 (its first frame is its settings)."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
