@@ -17,6 +17,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 import structlog
@@ -35,6 +36,7 @@ if sys.platform == "linux":
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell may have started the daemon with it ignored
 os.execvpe(sys.argv[2], sys.argv[2:], os.environ)
 """
+_LOG_BYTES = 16 << 20  # a longer log is put aside at the next start, in place of the one before
 _PROBE_SECONDS = 0.05  # between looks at a child that starts
 
 
@@ -85,8 +87,7 @@ class ChildProcess:
     async def start(self) -> None:
         """Returns when it is ready. Unavailable, naming the log, where it ends or is not ready in time."""
         await asyncio.to_thread(self._end_leftover)
-        self.spec.log_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.spec.log_file.open("ab") as output:
+        with self._open_log() as output:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *self.spec.command),
                 env={**os.environ, **self.spec.env},
@@ -95,8 +96,8 @@ class ChildProcess:
                 stderr=output,
                 start_new_session=True,
             )
-        self._write_pid_file()
         try:
+            self._write_pid_file()
             async with asyncio.timeout(self.spec.start_timeout):
                 await self._until_ready()
         except TimeoutError:
@@ -134,6 +135,7 @@ class ChildProcess:
         if self._process is not None:
             self._signal(signal.SIGKILL)
             await self._process.wait()
+            self._process = None  # its number may become somebody else's
             self.spec.pid_file.unlink(missing_ok=True)
 
     async def _until_ready(self) -> None:
@@ -141,6 +143,13 @@ class ChildProcess:
             if self.pid is None:
                 raise self._failed(f"ended with exit code {await self.wait()} while starting")
             await asyncio.sleep(_PROBE_SECONDS)
+
+    def _open_log(self) -> IO[bytes]:
+        path = self.spec.log_file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > _LOG_BYTES:
+            path.replace(path.with_suffix(".old.log"))
+        return path.open("ab")
 
     def _failed(self, what: str) -> Unavailable:
         return Unavailable(f"{self.spec.name} {what}: see {self.spec.log_file}", reason="CHILD_NOT_STARTED")

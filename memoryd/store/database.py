@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,10 @@ class Database:
         with _translated(), self._engine.connect() as conn:
             driver = conn.connection.driver_connection  # of SQLAlchemy's it would run inside a transaction, and fail
             assert driver is not None
-            driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:
+                raise Unavailable(f"the ledger's log cannot be emptied just now ({type(error).__name__})") from None
 
     def close(self) -> None:
         """Ends all connections."""

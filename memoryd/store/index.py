@@ -32,7 +32,7 @@ _HIT_FIELDS = ["memory", "document"]
 _STOP_WORDS = (
     "a an and are as at be been but by for from had has have he her his i if in into is it its me my no not of on or our "
     "she so than that the their them then there these they this to was we were what when which who will with would you"
-).split()
+)
 
 
 class MilvusIndex:
@@ -218,7 +218,7 @@ class MilvusIndex:
         schema.add_field("tenant", DataType.VARCHAR, max_length=128, is_partition_key=True)
         schema.add_field("memory", DataType.VARCHAR, max_length=128)
         schema.add_field("document", DataType.VARCHAR, max_length=128)
-        analyzer = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": _STOP_WORDS}]}
+        analyzer = {"tokenizer": "standard", "filter": ["lowercase", {"type": "stop", "stop_words": _STOP_WORDS.split()}]}
         schema.add_field("text", DataType.VARCHAR, max_length=TEXT_BYTES, enable_analyzer=True, analyzer_params=analyzer)
         schema.add_field("vector", DataType.FLOAT_VECTOR, dim=self._dim)
         schema.add_field("words", DataType.SPARSE_FLOAT_VECTOR)
