@@ -128,7 +128,8 @@ def _path(field: Any) -> str:
         subscript = element.subscript
         out += ("." if out else "") + element.field_name
         if subscript is not None:
-            out += f"[{subscript.value}]"
+            value = subscript.value
+            out += f'["{value}"]' if isinstance(value, str) else f"[{value}]"  # a key of a map, or a place in a list
     return out
 
 
