@@ -54,7 +54,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def ListApiKeys(self, request: admin_pb2.ListApiKeysRequest, context: Any) -> admin_pb2.ListApiKeysResponse:
         caller.require_admin()
-        keys = await asyncio.to_thread(self._ledger.list_keys, convert.last(request.parent))
+        tenant = await asyncio.to_thread(self._ledger.get_tenant, convert.last(request.parent))
+        keys = await asyncio.to_thread(self._ledger.list_keys, tenant.id)
         return admin_pb2.ListApiKeysResponse(api_keys=[convert.api_key(k) for k in keys])
 
     async def RevokeApiKey(self, request: admin_pb2.RevokeApiKeyRequest, context: Any) -> empty_pb2.Empty:
