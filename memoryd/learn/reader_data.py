@@ -23,8 +23,8 @@ from memoryd.learn.bm25 import Bm25, words
 from memoryd.learn.synthetic_chat import make_chat
 from memoryd.recall.prompt import REFUSAL, TextBlock
 
-_MAX_ANSWERED, _MAX_REFUSED = 9, 3  # questions of a pack
-_MIXTURE = {"squad": 0.66, "chat": 0.16, "nq": 0.10, "boolq": 0.04, "qmsum": 0.04}
+_MAX_ANSWERED, _MAX_REFUSED = 11, 6  # questions of a pack
+_MIXTURE = {"squad": 0.74, "chat": 0.13, "nq": 0.08, "boolq": 0.025, "qmsum": 0.025}
 _EMPTY = 0.02  # packs whose memory holds nothing
 _NEAR = 5  # a passage among the first so many for a question is a hard distractor
 
@@ -125,7 +125,7 @@ class ReaderData:
         r = self._random
         article = r.choices(self._articles, [len(a.questions) for a in self._articles])[0]
         seed = min(range(len(article.questions)), key=lambda q: (article.used[q], r.random()))
-        count = r.choice((1, 2, 3, 3, 4, 4, 4, 5))
+        count = r.choice((1, 2, 3, 3, 3, 3, 4, 5))
         gold = r.choice(sorted(article.gold[seed]))
         shown = [i for i in article.ranked[seed] if i != gold][: count - 1]
         at = article.ranked[seed].index(gold) if gold in article.ranked[seed] else r.randrange(count)
@@ -140,7 +140,7 @@ class ReaderData:
         for q in answered:
             article.used[q] += 1
         questions = [(article.questions[q][0], _answer(article.questions[q][1], r)) for q in answered]
-        wanted = min(_MAX_REFUSED, max(1, round(len(answered) * 0.34)))
+        wanted = min(_MAX_REFUSED, max(2, round(len(answered) * 0.55)))
         questions += self._refused(article, shown, blocks, wanted)
         return self._pack("squad", blocks, questions)
 
@@ -193,7 +193,7 @@ class ReaderData:
         if len(chats) == 2:
             refused = [q for q in refused if "user" not in q and " my " not in q and " I " not in q]
         r.shuffle(questions)
-        return self._pack("chat", blocks, [*questions[:_MAX_ANSWERED], *((q, REFUSAL) for q in refused[:2])])
+        return self._pack("chat", blocks, [*questions[:_MAX_ANSWERED], *((q, REFUSAL) for q in refused[:3])])
 
     def _nq_pack(self) -> Pack:
         r = self._random

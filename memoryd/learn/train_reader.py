@@ -186,7 +186,8 @@ def plot_losses(out: Path) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    rows = sorted({row["step"]: row for row in logged}.values(), key=lambda row: row["step"])  # a resumed step counts once
     examples, losses = [r["examples"] for r in rows], [r["loss"] for r in rows]
     width = min(25, len(losses))
     mean = [sum(losses[max(0, i - width) : i + 1]) / len(losses[max(0, i - width) : i + 1]) for i in range(len(losses))]

@@ -16,7 +16,7 @@ from memoryd.errors import InvalidArgument
 
 REFUSAL = "I don't know from memory."
 INSTRUCTION = f"Answer from the memory below, briefly. If it does not say, answer: {REFUSAL}"
-DEFAULT_TOP_K = 4  # passages: what the reader was trained and measured with
+DEFAULT_TOP_K = 3  # passages: what the reader was measured with; a fourth finds 3% more and costs a quarter more
 
 
 @dataclass(frozen=True, slots=True)
