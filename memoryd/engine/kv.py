@@ -71,14 +71,15 @@ class Kv(Cache):
         return torch.arange(longest + new)[None, :] >= longest - length_B1
 
     def join(self, other: Kv) -> None:
-        """Append the rows of `other`, which is not to be used afterwards."""
+        """Append the rows of `other`, which is not to be used afterwards. Where memory runs out, nothing has changed."""
         columns = max([*self.lengths, *other.lengths])
         if self.layers:
-            for mine, theirs in zip(self.layers, other.layers, strict=True):
-                mine.set(
-                    torch.cat([_widen(mine.keys, columns), _widen(theirs.keys, columns)]),
-                    torch.cat([_widen(mine.values, columns), _widen(theirs.values, columns)]),
-                )
+            joined = [
+                (_stack(mine.keys, theirs.keys, columns=columns), _stack(mine.values, theirs.values, columns=columns))
+                for mine, theirs in zip(self.layers, other.layers, strict=True)
+            ]
+            for layer, (keys, values) in zip(self.layers, joined, strict=True):
+                layer.set(keys, values)
         else:
             self.layers = other.layers
         self.lengths = [*self.lengths, *other.lengths]
@@ -101,6 +102,6 @@ def _roomy(x_BHTD: Tensor, new: int) -> Tensor:
     return buffer
 
 
-def _widen(x_BHTD: Tensor, columns: int) -> Tensor:
-    """Zero columns on the left, up to `columns`: zero and not empty, since masked NaN would still poison the sum."""
-    return torch.nn.functional.pad(x_BHTD, (0, 0, columns - x_BHTD.shape[-2], 0))
+def _stack(*rows_BHTD: Tensor, columns: int) -> Tensor:
+    """Rows one after the other, right-aligned. What is left of them is zero and not empty: masked NaN poisons a sum too."""
+    return torch.cat([torch.nn.functional.pad(x_BHTD, (0, 0, columns - x_BHTD.shape[-2], 0)) for x_BHTD in rows_BHTD])

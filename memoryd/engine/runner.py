@@ -20,11 +20,11 @@ from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.engine.adapters import NONE, READER, Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.kv import Kv
-from memoryd.engine.request import GenerateEvent, Generation, TokenIds
-from memoryd.engine.sampling import Sampler
+from memoryd.engine.prompt import PromptReader
+from memoryd.engine.request import GenerateEvent, Generation
 from memoryd.engine.scheduler import Decode, Embed, Item, Limits, Prefill, Scheduler, Step, Work
-from memoryd.engine.text import Detokenizer, StopFilter
-from memoryd.errors import FingerprintMismatch, InvalidArgument, MemorydError, ResourceExhausted
+from memoryd.engine.sequence import GeneratingSequence
+from memoryd.errors import FailedPrecondition, MemorydError, ResourceExhausted
 
 _MAX_TEXT_TOKENS = 256  # of the retrieval encoder, which cuts longer texts
 
@@ -57,21 +57,6 @@ class Output:
 
 
 @dataclass(slots=True)
-class _Sequence:
-    request: Generation
-    adapter: str
-    sampler: Sampler
-    detokenizer: Detokenizer
-    stop: StopFilter
-    arrived: float
-    prompt_TD: Tensor | None = None
-    kv: Kv = field(default_factory=Kv)
-    started: float = 0.0
-    token: int = -1
-    made: int = 0
-
-
-@dataclass(slots=True)
 class _Group:
     """Sequences that decode together, rows of one `kv` in this order."""
 
@@ -95,9 +80,10 @@ class Runner:
         self._scheduler = Scheduler(limits)
         self._clock = clock
         self._model = cast(Any, base.model)  # transformers types its models' attributes loosely
-        self._table_VD: Tensor = self._model.get_input_embeddings().weight
-        self._max_positions = int(self._model.config.max_position_embeddings)
-        self._sequences: dict[int, _Sequence] = {}
+        self._prompts = PromptReader(base, compressor)
+        if odd := set(getattr(self._model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
+            raise FailedPrecondition(f"the base model has layers of {', '.join(sorted(odd))}: only attention is served")
+        self._sequences: dict[int, GeneratingSequence] = {}
         self._groups: dict[str, _Group] = {}
         self._chunks: dict[tuple[int, int], Sequence[int]] = {}
         self._texts: dict[tuple[int, int], str] = {}
@@ -111,16 +97,8 @@ class Runner:
         """Queue a prompt. Raises InvalidArgument or FailedPrecondition where it can't be answered."""
         adapter = READER if request.use_reader else NONE
         self._adapters.check(adapter)
-        prompt = self._checked_length(request)
-        decode: Callable[..., str] = self._base.tokenizer.decode  # type: ignore[assignment] # str for one list of ids
-        self._sequences[call] = _Sequence(
-            request,
-            adapter,
-            Sampler(request.temperature, request.seed),
-            Detokenizer(lambda ids: decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)),
-            StopFilter(request.stop),
-            self._clock(),
-        )
+        prompt = self._prompts.length(request)
+        self._sequences[call] = GeneratingSequence(request, adapter, self._base, self._clock)
         self._scheduler.add_sequence(call, prompt, request.max_tokens, adapter)
 
     def embed(self, call: int, texts: Sequence[str], urgent: bool) -> None:
@@ -137,11 +115,9 @@ class Runner:
         Raises FingerprintMismatch where another compressor is loaded, InvalidArgument where a chunk can't be compressed:
         now, since in a step it would take down the chunks of other calls that are compressed beside it.
         """
-        self._check_compressor(fingerprint)
+        self._prompts.check_compressor(fingerprint)
+        self._prompts.check_chunks(chunks)
         for index, chunk in enumerate(chunks):
-            if not 0 < len(chunk) <= self._max_positions:
-                raise InvalidArgument(f"chunk {index} has {len(chunk)} tokens, not 1 to {self._max_positions}")
-            self._check_ids(chunk, f"chunk {index}")
             self._chunks[call, index] = chunk
         items = [Item(call, index, len(chunk)) for index, chunk in enumerate(chunks)]
         self._scheduler.add_items(Work.COMPRESS, items)
@@ -195,8 +171,8 @@ class Runner:
     def _prefill(self, step: Prefill) -> list[Output]:
         sequence = self._sequences[step.call]
         if sequence.prompt_TD is None:
-            sequence.started = self._clock()
-            sequence.prompt_TD = self._embedded(sequence.request)
+            sequence.start(self._prompts.embed(sequence.request))
+        assert sequence.prompt_TD is not None
         self._adapters.use(sequence.adapter)
         piece_1TD = sequence.prompt_TD[None, step.start : step.end]
         arguments = {"inputs_embeds": piece_1TD, "past_key_values": sequence.kv, "use_cache": True}
@@ -209,14 +185,14 @@ class Runner:
         group.kv.join(sequence.kv)
         group.calls.append(step.call)
         sequence.kv = Kv()
-        return [Output(step.call, self._advance(sequence, logits_1V[0], first=True))]
+        return [Output(step.call, sequence.advance(logits_1V[0]))]
 
     def _decode(self, step: Decode) -> list[Output]:
         sequences = [self._sequences[call] for call in step.calls]
         group = self._groups[sequences[0].adapter]
         assert group.calls == list(step.calls), "scheduler and runner disagree on who decodes"
         self._adapters.use(sequences[0].adapter)
-        device, mask_BT = self._table_VD.device, group.kv.mask_BT()
+        device, mask_BT = self._model.device, group.kv.mask_BT()
         logits_BV = (
             self._model(
                 input_ids=torch.tensor([[s.token] for s in sequences], device=device),
@@ -231,72 +207,8 @@ class Runner:
             .cpu()
         )
         group.kv.lengths = [length + 1 for length in group.kv.lengths]
-        events = [self._advance(s, logits_V, first=False) for s, logits_V in zip(sequences, logits_BV, strict=True)]
+        events = [s.advance(logits_V) for s, logits_V in zip(sequences, logits_BV, strict=True)]
         return [Output(call, e) for call, e in zip(step.calls, events, strict=True) if e.text or e.finish_reason]
-
-    def _advance(self, sequence: _Sequence, logits_V: Tensor, first: bool) -> GenerateEvent:
-        """Take one more token; says what text became certain and whether the sequence ends."""
-        sequence.token = sequence.sampler.choose(logits_V)
-        sequence.made += 1
-        ended = sequence.token in self._base.eos_ids
-        text = "" if ended else sequence.stop.push(sequence.detokenizer.push(sequence.token))
-        reason = "stop" if ended or sequence.stop.stopped else ""
-        if not reason and sequence.made == sequence.request.max_tokens:
-            reason = "length"
-        if reason:
-            text += sequence.stop.push(sequence.detokenizer.flush())
-            reason = "stop" if sequence.stop.stopped else reason
-            text += sequence.stop.flush()
-        timings = (sequence.started - sequence.arrived, self._clock() - sequence.started) if first else (0.0, 0.0)
-        return GenerateEvent(text, sequence.made, reason, 1000 * timings[0], 1000 * timings[1])
-
-    def _checked_length(self, request: Generation) -> int:
-        """Positions of the prompt, once everything about the request is known to be good."""
-        d_model, prompt = self._table_VD.shape[1], 0
-        for segment in request.segments:
-            if isinstance(segment, TokenIds):
-                self._check_ids(segment.ids, "the prompt")
-                prompt += len(segment.ids)
-                continue
-            self._check_compressor(request.compressor_fingerprint)
-            if len(segment.embeddings.data) != 2 * segment.embeddings.k * d_model:
-                raise InvalidArgument(f"compressed embeddings of the prompt are not [k, {d_model}] bfloat16")
-            prompt += segment.embeddings.k
-        if prompt == 0:
-            raise InvalidArgument("the prompt is empty")
-        if request.max_tokens < 1:
-            raise InvalidArgument(f"max_tokens is {request.max_tokens}, at least 1 is needed")
-        if not 0 <= request.temperature < float("inf"):
-            raise InvalidArgument(f"temperature is {request.temperature}, it must be 0 or more")
-        if prompt + request.max_tokens > self._max_positions:
-            raise InvalidArgument(
-                f"the prompt takes {prompt} positions and max_tokens is {request.max_tokens}: together they may be at "
-                f"most the {self._max_positions} of the base model",
-                reason="PROMPT_TOO_LONG",
-            )
-        return prompt
-
-    def _check_ids(self, ids: Sequence[int], where: str) -> None:
-        if ids and not (min(ids) >= 0 and max(ids) < self._table_VD.shape[0]):
-            raise InvalidArgument(f"{where} has an id that is no token of the base model")
-
-    def _check_compressor(self, fingerprint: str) -> None:
-        if fingerprint != self._compressor.fingerprint:
-            raise FingerprintMismatch(
-                f"asked for compressor {fingerprint or '(none)'}, loaded is {self._compressor.fingerprint}",
-                details={"asked": fingerprint, "loaded": self._compressor.fingerprint},
-            )
-
-    def _embedded(self, request: Generation) -> Tensor:
-        """The prompt as [T, d_model] in the base model's dtype."""
-        embed, device, dtype = self._model.get_input_embeddings(), self._table_VD.device, self._table_VD.dtype
-        pieces = []
-        for segment in request.segments:
-            if isinstance(segment, TokenIds):
-                pieces.append(embed(torch.tensor(list(segment.ids), dtype=torch.long, device=device)))
-            else:
-                pieces.append(torch.from_numpy(segment.embeddings.to_float32()).to(device, dtype))
-        return torch.cat(pieces)
 
 
 def _calls(step: Step) -> tuple[int, ...]:
