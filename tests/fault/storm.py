@@ -247,13 +247,13 @@ class Storm:
     def _write_with(self, client: Client, rng: random.Random) -> None:
         memories = [client.memory(name, create=True) for name in self._memories]
         while not self._stop.wait(rng.expovariate(1.0)):
-            if rng.random() < 0.1:
-                self._delete(client, rng)
-                continue
             with self._lock:
                 if self._left == 0:
                     continue
                 self._left -= 1
+            if rng.random() < 0.1:
+                self._delete(client, rng)
+                continue
             entry, memory = compose(rng), rng.choice(memories)
             self.truth.ask(entry)
             name = entry.send(memory)
