@@ -174,6 +174,9 @@ class Ledger(Protocol):
     def token_count(self, tenant: str, memories: Sequence[str]) -> int:
         """Base-model tokens of all documents of these memories."""
 
+    def count_unsearchable(self, tenant: str, memories: Sequence[str]) -> int:
+        """Documents of these memories that are stored and not searchable yet."""
+
     def documents_below(self, stage: Stage, limit: int = 1000) -> Sequence[Document]:
         """Of every tenant, live documents below a stage that no unfinished job works on (for integrity checks)."""
 

@@ -185,6 +185,15 @@ class DocumentRows(LedgerPart):
             )
         )
 
+    def count_unsearchable(self, tenant: str, memories: Sequence[str]) -> int:
+        query = select(func.count()).where(live(tenant), documents.c.stage < Stage.SEARCHABLE)
+        return self._db.read(
+            lambda conn: sum(
+                int(conn.execute(query.where(documents.c.memory.in_(ids))).scalar_one())
+                for ids in batches(sorted(set(memories)))
+            )
+        )
+
     def documents_below(self, stage: Stage, limit: int = 1000) -> Sequence[Document]:
         worked_on = exists().where(
             jobs.c.tenant == documents.c.tenant, jobs.c.document == documents.c.id, jobs.c.due_time.is_not(None)

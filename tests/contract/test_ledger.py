@@ -235,6 +235,9 @@ class TestDocuments:
         document = ledger.get_document("acme", "m", id_)
         assert (document.token_count, document.chunk_count, document.passage_count) == (30, 3, 5)
         assert ledger.token_count("acme", ["m", "none", "m"]) == 30
+        assert ledger.count_unsearchable("acme", ["m", "none", "m"]) == 1
+        assert ledger.set_stage("acme", id_, Stage.SEARCHABLE)
+        assert ledger.count_unsearchable("acme", ["m"]) == 0
         wanted = [f"{id_}-4", f"{id_}-0", f"{id_}-9", "nonsense", f"{id_}-00", f"{id_}-²"]
         assert ledger.get_passages("acme", wanted) == {f"{id_}-4": passages[4], f"{id_}-0": passages[0]}
         assert ledger.get_chunks("acme", [(id_, 2), (id_, 7), ("none", 0)]) == {(id_, 2): chunks[2]}
