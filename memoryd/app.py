@@ -291,9 +291,9 @@ def _ledger(settings: Settings) -> SqlLedger:
 async def _flush_now_and_then(index: Index) -> None:
     """Unflushed rows are slow to search."""
     while True:
-        await asyncio.sleep(_FLUSH_SECONDS)
-        with contextlib.suppress(MemorydError):
+        with contextlib.suppress(MemorydError):  # at once too: after a restart it is the first search that would wait
             await asyncio.to_thread(index.flush)
+        await asyncio.sleep(_FLUSH_SECONDS)
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -78,7 +78,7 @@ def lost_tenants(ledger: Ledger, index: Index) -> list[str]:
     lost, token = [], ""
     while True:
         page = ledger.list_tenants(1000, token)
-        lost += [t.id for t in page.items if ledger.usage(t.id).passages > 0 and index.count(t.id) == 0]
+        lost += [t.id for t in page.items if ledger.usage(t.id).passages > 0 and index.empty(t.id)]
         token = page.next_token
         if not token:
             return lost

@@ -317,7 +317,11 @@ class Index(Protocol):
     def delete_memory(self, tenant: str, memory: str) -> int:
         """Returns how many vectors there were."""
 
-    def count(self, tenant: str) -> int: ...
+    def count(self, tenant: str) -> int:
+        """How many vectors. Reads all of them where the server is Milvus Lite: not for hot paths."""
+
+    def empty(self, tenant: str) -> bool:
+        """Whether the tenant has no vectors: a cheap question."""
 
     def flush(self) -> None:
         """Unflushed rows are slow to search; called now and then in the background."""

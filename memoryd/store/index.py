@@ -90,6 +90,16 @@ class MilvusIndex:
         )
         return int(rows[0]["count(*)"])
 
+    def empty(self, tenant: str) -> bool:
+        """Whether the tenant has no vectors. Unavailable."""
+        filter_ = f"tenant == {_quoted(tenant)}"
+        rows = self._call(
+            lambda client: client.query(
+                self._collection, filter=filter_, output_fields=["id"], limit=1, timeout=CALL_SECONDS
+            )
+        )
+        return not rows
+
     def flush(self) -> None:
         """Unflushed rows are slow to search. Also the first search by words after a flush is: it is done here. Unavailable."""
 

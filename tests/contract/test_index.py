@@ -20,6 +20,7 @@ def test_an_empty_index_finds_nothing(index: Index) -> None:
     assert index.search_dense("acme", ["m"], vector(1.0), 5) == []
     assert index.search_text("acme", ["m"], "anything", 5) == []
     assert index.count("acme") == 0
+    assert index.empty("acme")
     assert index.delete_document("acme", "m", "d1") == 0
 
 
@@ -56,6 +57,8 @@ def test_a_second_upsert_replaces_the_first(index: Index) -> None:
     index.flush()
     index.upsert("acme", [row("d-0", "after", vector(0.0, 1.0))])
     assert index.count("acme") == 1
+    assert not index.empty("acme")
+    assert index.empty("nobody")
     assert index.search_text("acme", ["m"], "before", 5) == []
     assert found(index.search_text("acme", ["m"], "after", 5)) == ["d-0"]
 

@@ -46,6 +46,7 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
     "erase_rows": lambda ledger, d, j: ledger.erase_rows("other", "gone", [d]),
     "token_count": lambda ledger, d, j: ledger.token_count("other", ["m"]),
     "count_unsearchable": lambda ledger, d, j: ledger.count_unsearchable("other", ["m"]),
+    "recorded": lambda ledger, d, j: ledger.recorded("other", [d]),
     "all_documents": lambda ledger, d, j: ledger.all_documents("other"),
     "heartbeat": lambda ledger, d, j: ledger.heartbeat("other", j, "w", 60, "", 1, 2, 0.0),
     "release_job": lambda ledger, d, j: ledger.release_job("other", j, "w"),
