@@ -212,6 +212,7 @@ class JobRunner:
         except Exception as error:
             await self._failed(job, error)
         else:
+            await self._beat(progress)  # where it ended: a short job has had no heartbeat to say so
             await asyncio.to_thread(self._ledger.finish_job, job.tenant, job.id, self._owner, dict(receipt))
             self._log.info(
                 "job done", job=job.id, kind=str(job.kind), tenant=job.tenant, s=round(time.monotonic() - began, 3)
