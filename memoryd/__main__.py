@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
         return demo.main(rest)
     if rest:
-        print(f"memoryd {arguments.command}: no such setting: {rest[0]} (see memoryd {arguments.command} --help)", file=sys.stderr)
+        help_ = f"memoryd {arguments.command} --help"
+        print(f"memoryd {arguments.command}: no such setting: {rest[0]} (see {help_})", file=sys.stderr)
         return EX_CONFIG
     try:
         settings = _settings(arguments)

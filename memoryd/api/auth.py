@@ -41,7 +41,7 @@ def admin_key(data_dir: Path) -> str:
 
 
 class Authenticator:
-    """Resolves a call's metadata to its caller. With `admin_secret` None no keys are asked for: everyone is tenant `default`."""
+    """Resolves a call's metadata to its caller. Without an `admin_secret` no keys are asked for: all are tenant `default`."""
 
     def __init__(self, ledger: Ledger, admin_secret: str | None) -> None:
         self._ledger = ledger

@@ -72,7 +72,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     @contextlib.asynccontextmanager
     async def _around(self, method: str, context: Any) -> AsyncIterator[None]:
-        metadata = {key: value for key, value in context.invocation_metadata() or ()}
+        metadata = dict(context.invocation_metadata() or ())
         request_id = str(metadata.get("x-request-id", ""))[:128] or secrets.token_hex(8)
         began, outcome = time.perf_counter(), "OK"
         # Bound without a reset: each call has a task, and so a context, of its own.

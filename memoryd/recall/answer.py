@@ -138,7 +138,7 @@ class Answerer:
         context = await asyncio.to_thread(self._context, tenant, question.mode, sources)
         unsearchable = await asyncio.to_thread(self._ledger.count_unsearchable, tenant, question.memories)
         if unsearchable:
-            context.warnings.append(f"{unsearchable} documents are stored but not searchable yet: the answer does not know them")
+            context.warnings.append(f"{unsearchable} stored documents are not searchable yet: the answer does not know them")
         prompt = self._prompt(question, context)
         usage.stage_ms["load"] = _since(loading)
         yield Sources(sources, context.mode, context.warnings)
