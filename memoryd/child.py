@@ -77,6 +77,7 @@ class ChildProcess:
 
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
+        self.exit_code: int | None = None  # of the one that ended last
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -134,7 +135,7 @@ class ChildProcess:
         """Ends it and what it started, at once."""
         if self._process is not None:
             self._signal(signal.SIGKILL)
-            await self._process.wait()
+            self.exit_code = await self._process.wait()
             self._process = None  # its number may become somebody else's
             self.spec.pid_file.unlink(missing_ok=True)
 

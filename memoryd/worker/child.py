@@ -52,7 +52,7 @@ class WorkerProcess(ChildProcess):
         try:
             await super().start()
         except MemorydError:
-            if self._process is not None and self._process.returncode == _EX_CONFIG:
+            if self.exit_code == _EX_CONFIG:
                 raise SettingsError(
                     f"model: {self._model} can't be loaded: {self._last_words()}", details={"key": "model"}
                 ) from None
