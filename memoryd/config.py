@@ -60,9 +60,7 @@ class Settings(BaseModel):
     job_lease_seconds: Annotated[float, Field(ge=1, description="after this a silent job is taken over")] = 10.0
     drain_seconds: Annotated[float, Field(ge=0, description="what running answers get on SIGTERM")] = 15.0
 
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least that is logged")] = (
-        "info"
-    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Field(description="least that is logged")] = "info"
     log_format: Annotated[Literal["auto", "json", "console"], Field(description="auto: console on a terminal")] = "auto"
 
     @field_validator("ratio", mode="before")
@@ -88,9 +86,7 @@ class Settings(BaseModel):
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("tls_cert and tls_key go together")
         if self.auth == "off" and not self.loopback:
-            raise ValueError(
-                f"listen={self.listen} is reachable from other hosts: set auth=keys, or listen on 127.0.0.1"
-            )
+            raise ValueError(f"listen={self.listen} is reachable from other hosts: set auth=keys, or listen on 127.0.0.1")
         return self
 
     @property

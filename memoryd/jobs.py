@@ -214,16 +214,12 @@ class JobRunner:
         else:
             await self._beat(progress)  # where it ended: a short job has had no heartbeat to say so
             await asyncio.to_thread(self._ledger.finish_job, job.tenant, job.id, self._owner, dict(receipt))
-            self._log.info(
-                "job done", job=job.id, kind=str(job.kind), tenant=job.tenant, s=round(time.monotonic() - began, 3)
-            )
+            self._log.info("job done", job=job.id, kind=str(job.kind), tenant=job.tenant, s=round(time.monotonic() - began, 3))
 
     async def _failed(self, job: Job, error: Exception) -> None:
         known = isinstance(error, MemorydError)
         why = error.message if isinstance(error, MemorydError) else f"unexpected {type(error).__name__}: see the log"
-        self._log.warning(
-            "job failed", job=job.id, tenant=job.tenant, attempt=job.attempts, why=why, exc_info=not known
-        )
+        self._log.warning("job failed", job=job.id, tenant=job.tenant, attempt=job.attempts, why=why, exc_info=not known)
         for_ever = job.kind is JobKind.ERASE or isinstance(error, Unavailable | ResourceExhausted)
         retry_at = None
         if for_ever or job.attempts < self._attempts:

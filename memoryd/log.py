@@ -32,9 +32,7 @@ def configure(level: str = "info", format: str = "auto") -> None:
         cache_logger_on_first_use=True,
     )
     # Libraries' own logging: warnings only, and never their request dumps.
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s"
-    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     for noisy in ("pymilvus", "grpc", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 

@@ -93,9 +93,7 @@ class DocumentWriter:
         They are written even where the memory seems to hold that content: it may be deleted until the transaction."""
         prefix = core.document_prefix(tenant, memory, document)
         try:
-            written = self._ledger.write_document(
-                tenant, memory, document, kind, title, metadata, sha256, size, blob, request
-            )
+            written = self._ledger.write_document(tenant, memory, document, kind, title, metadata, sha256, size, blob, request)
         except Unavailable:  # it may have been committed: rows without bytes would be worse than bytes without rows
             raise
         except BaseException:

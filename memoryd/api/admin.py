@@ -34,13 +34,9 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     async def ListTenants(self, request: admin_pb2.ListTenantsRequest, context: Any) -> admin_pb2.ListTenantsResponse:
         caller.require_admin()
         page = await asyncio.to_thread(self._ledger.list_tenants, request.page_size or _PAGE, request.page_token)
-        return admin_pb2.ListTenantsResponse(
-            tenants=[convert.tenant(t) for t in page.items], next_page_token=page.next_token
-        )
+        return admin_pb2.ListTenantsResponse(tenants=[convert.tenant(t) for t in page.items], next_page_token=page.next_token)
 
-    async def CreateApiKey(
-        self, request: admin_pb2.CreateApiKeyRequest, context: Any
-    ) -> admin_pb2.CreateApiKeyResponse:
+    async def CreateApiKey(self, request: admin_pb2.CreateApiKeyRequest, context: Any) -> admin_pb2.CreateApiKeyResponse:
         caller.require_admin()
         secret = new_secret()
         key = await asyncio.to_thread(

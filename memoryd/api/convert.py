@@ -120,9 +120,7 @@ def operation(job: core.Job) -> operations_pb2.Operation:
         out.response.Pack(_receipt(job))
     elif job.state is core.JobState.DEAD:
         out.error.CopyFrom(
-            status_pb2.Status(
-                code=code_pb2.ABORTED, message=f"{job.error} (tried {job.attempts} times; RetryJob tries again)"
-            )
+            status_pb2.Status(code=code_pb2.ABORTED, message=f"{job.error} (tried {job.attempts} times; RetryJob tries again)")
         )
     elif job.state is core.JobState.CANCELLED:
         out.error.CopyFrom(status_pb2.Status(code=code_pb2.CANCELLED, message="the job was cancelled"))

@@ -78,9 +78,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
                     sha256 = piece.trailer.sha256
                     break
                 if not piece.HasField("data"):
-                    raise InvalidArgument(
-                        "an upload has one header, then data, then the trailer", reason="UPLOAD_ORDER"
-                    )
+                    raise InvalidArgument("an upload has one header, then data, then the trailer", reason="UPLOAD_ORDER")
                 await asyncio.to_thread(upload.write, piece.data)
             else:
                 raise InvalidArgument(
@@ -110,9 +108,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
         # Only the cut itself can split a character; what is stored is valid UTF-8.
         return convert.document(document, data.decode("utf-8", "strict" if whole else "ignore"), truncated=not whole)
 
-    async def ListDocuments(
-        self, request: memory_pb2.ListDocumentsRequest, context: Any
-    ) -> memory_pb2.ListDocumentsResponse:
+    async def ListDocuments(self, request: memory_pb2.ListDocumentsRequest, context: Any) -> memory_pb2.ListDocumentsResponse:
         page = await asyncio.to_thread(
             self._ledger.list_documents,
             tenant(),
@@ -126,9 +122,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
 
     async def DeleteDocument(self, request: memory_pb2.DeleteDocumentRequest, context: Any) -> operations_pb2.Operation:
         memory, document = convert.document_ids(request.name)
-        job = await asyncio.to_thread(
-            self._ledger.delete_document, tenant(), memory, document, convert.request(request)
-        )
+        job = await asyncio.to_thread(self._ledger.delete_document, tenant(), memory, document, convert.request(request))
         self._jobs.wake()
         return convert.operation(job)
 

@@ -107,9 +107,7 @@ def validate(request: Any) -> None:
     if not violations:
         return
     fields = [(_path(v.proto.field), v.proto.message) for v in violations]
-    error = InvalidArgument(
-        "; ".join(f"{field}: {why}" if field else why for field, why in fields), reason="INVALID_FIELD"
-    )
+    error = InvalidArgument("; ".join(f"{field}: {why}" if field else why for field, why in fields), reason="INVALID_FIELD")
     error.violations = fields
     raise error
 

@@ -38,12 +38,8 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
     async def GetMemory(self, request: memory_pb2.GetMemoryRequest, context: Any) -> memory_pb2.Memory:
         return convert.memory(await asyncio.to_thread(self._ledger.get_memory, tenant(), convert.last(request.name)))
 
-    async def ListMemories(
-        self, request: memory_pb2.ListMemoriesRequest, context: Any
-    ) -> memory_pb2.ListMemoriesResponse:
-        page = await asyncio.to_thread(
-            self._ledger.list_memories, tenant(), request.page_size or _PAGE, request.page_token
-        )
+    async def ListMemories(self, request: memory_pb2.ListMemoriesRequest, context: Any) -> memory_pb2.ListMemoriesResponse:
+        page = await asyncio.to_thread(self._ledger.list_memories, tenant(), request.page_size or _PAGE, request.page_token)
         return memory_pb2.ListMemoriesResponse(
             memories=[convert.memory(m) for m in page.items], next_page_token=page.next_token
         )

@@ -38,18 +38,12 @@ class RecallServicer(recall_pb2_grpc.RecallServiceServicer):
         self._answerer = answerer
 
     async def Search(self, request: recall_pb2.SearchRequest, context: Any) -> recall_pb2.SearchResponse:
-        sources = await self._searcher.search(
-            tenant(), _memories(request), request.query, request.top_k or DEFAULT_TOP_K
-        )
+        sources = await self._searcher.search(tenant(), _memories(request), request.query, request.top_k or DEFAULT_TOP_K)
         await asyncio.to_thread(self._ledger.add_usage, tenant(), searches=1)
         return recall_pb2.SearchResponse(sources=[convert.source(s) for s in sources])
 
-    async def BuildContext(
-        self, request: recall_pb2.BuildContextRequest, context: Any
-    ) -> recall_pb2.BuildContextResponse:
-        built = await self._context.build(
-            tenant(), _memories(request), request.query, request.max_tokens or DEFAULT_TOKENS
-        )
+    async def BuildContext(self, request: recall_pb2.BuildContextRequest, context: Any) -> recall_pb2.BuildContextResponse:
+        built = await self._context.build(tenant(), _memories(request), request.query, request.max_tokens or DEFAULT_TOKENS)
         await asyncio.to_thread(self._ledger.add_usage, tenant(), searches=1)
         return recall_pb2.BuildContextResponse(
             text=built.text, sources=[convert.source(s) for s in built.sources], token_count=built.token_count

@@ -40,9 +40,7 @@ class Health:
             await self.servicer.set(service, status)
 
 
-def build(
-    settings: Settings, servicers: Mapping[str, Any], interceptor: CallInterceptor, health: Health
-) -> grpc.aio.Server:
+def build(settings: Settings, servicers: Mapping[str, Any], interceptor: CallInterceptor, health: Health) -> grpc.aio.Server:
     """The server, bound but not started. SettingsError where the address is taken or a certificate is unreadable."""
     server = grpc.aio.server(
         interceptors=[interceptor],

@@ -43,9 +43,7 @@ class CompressJob:
             if job.stage != "index":
                 await self._chunk(document, progress)
             document = await self._document(job)
-            await self._indexer.add(
-                document, progress.job.done, lambda done, total: progress.step("index", done, total)
-            )
+            await self._indexer.add(document, progress.job.done, lambda done, total: progress.step("index", done, total))
             if not await asyncio.to_thread(self._ledger.set_stage, document.tenant, document.id, Stage.SEARCHABLE):
                 raise Stopped
             progress.give_way()

@@ -188,9 +188,7 @@ class Answerer:
     def _context(self, tenant: str, mode: Mode, sources: Sequence[Source]) -> _Context:
         compressor = self._models.info.compressor
         if mode is Mode.HYBRID and not compressor.gate_passed:
-            warning = (
-                f"the compressor {compressor.name} has not passed its quality gate: answered from raw text instead"
-            )
+            warning = f"the compressor {compressor.name} has not passed its quality gate: answered from raw text instead"
             return _Context(Mode.TEXT, _text_blocks(sources), warnings=[warning])
         if mode is Mode.TEXT:
             return _Context(mode, _text_blocks(sources))
@@ -225,9 +223,7 @@ class Answerer:
     def _prompt(self, question: Question, context: _Context) -> Prompt:
         for embeddings in context.soft.values():
             if embeddings.d_model != self._models.info.d_model:
-                raise FingerprintMismatch(
-                    "compressed embeddings are not of the base model's width: they are being remade"
-                )
+                raise FingerprintMismatch("compressed embeddings are not of the base model's width: they are being remade")
         budget = min(self._max_context_tokens, self._models.info.max_positions - question.max_tokens)
         return assemble(self._models.tokenizer, context.blocks, question.text, question.prior, budget=budget)
 

@@ -31,7 +31,7 @@ def test_without_any_settings_the_daemon_is_for_this_host_only() -> None:
 
 
 def test_flags_beat_the_environment_which_beats_the_file(toml: Path) -> None:
-    toml.write_text('job_slots = 1\njob_attempts = 1\nmax_answers = 1\ncache_bytes = 16777216\n')
+    toml.write_text("job_slots = 1\njob_attempts = 1\nmax_answers = 1\ncache_bytes = 16777216\n")
     environment = {"MEMORYD_JOB_ATTEMPTS": "2", "MEMORYD_MAX_ANSWERS": "2"}
     settings = config.load(toml, environment, {"max_answers": "3"})
     assert (settings.job_slots, settings.job_attempts, settings.max_answers) == (1, 2, 3)
