@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from memoryd.eval.generate import answers
 from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, wilson
 from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, TextBlock, assemble
 
-COMMAND = "make quality DATA=…"
 F1_AIM, REFUSAL_AIM = 0.60, 0.80
 
 
@@ -49,8 +48,8 @@ class Options:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    rows, said = measure(_parse(argv))
     options = _parse(argv)
+    rows, said = measure(options)
     if options.out:
         options.out.write_text(json.dumps(said, indent=1))
     for row in rows:
@@ -93,32 +92,35 @@ def measure(options: Options) -> tuple[list[Row], list[dict[str, Any]]]:
     def ask(model: Any, asked: Sequence[Item], prompt: Callable[[Item], list[int]]) -> list[str]:
         return answers(base, model, tokenizer, [prompt(i) for i in asked], 40, options.batch)
 
-    rows: list[Row] = []
-    bare = mean(_scores(compared, ask(base.model, compared, prompted))) if compared else None
-    if compared:
-        rows += _f1_rows("baseline, no memory", compared, ask(base.model, compared, nothing))
-        rows += _f1_rows("baseline, base model without reader", compared, ask(base.model, compared, prompted))
     reader = options.reader or reader_path(base.fingerprint)
     model: Any = PeftModel.from_pretrained(base.model, reader).merge_and_unload() if reader else base.model
-    if compared:
-        rows += _f1_rows("baseline, reader on the first tokens", compared, ask(model, compared, beginning))
     said = ask(model, answerable, prompted)
-    of_found = [a for i, a in zip(answerable, said, strict=True) if i.retrieved]
-    rows += _f1_rows("reader, passage retrieved", found, of_found, aim=F1_AIM, baseline=bare)
-    rows += _f1_rows("reader, all questions", answerable, said)
-    rows.append(_share("passage retrieved", len(found), len(answerable)))
-    rows.append(_share("reader refuses although the passage is there", _refused(of_found), len(found)))
     said_removed, said_foreign = ask(model, removed, prompted), ask(model, foreign, prompted)
-    rows.append(_share("reader refuses, gold passages removed", _refused(said_removed), len(removed)))
-    rows.append(_share("reader refuses, question of another article", _refused(said_foreign), len(foreign)))
-    both = [*said_removed, *said_foreign]
-    rows.append(_share("reader refuses, memory does not hold the answer", _refused(both), len(both), REFUSAL_AIM))
-    texts = [*said, *both]
+    of_beginning = ask(model, compared, beginning)
+    bare = load_base_model(path).model  # the reader was merged into the first one
+    of_bare, of_nothing = ask(bare, compared, prompted), ask(bare, compared, nothing)
+
+    of_found = [a for i, a in zip(answerable, said, strict=True) if i.retrieved]
+    of_both = [*said_removed, *said_foreign]
+    rows = [
+        *_f1_rows("reader, passage retrieved", found, of_found, F1_AIM, mean(_scores(compared, of_bare))),
+        *_f1_rows("reader, all questions", answerable, said),
+        _share("reader refuses, memory does not hold the answer", _refused(of_both), len(of_both), REFUSAL_AIM),
+        _share("reader refuses, gold passages removed", _refused(said_removed), len(removed)),
+        _share("reader refuses, question of another article", _refused(said_foreign), len(foreign)),
+        _share("reader refuses although the passage is there", _refused(of_found), len(found)),
+        _share("passage retrieved", len(found), len(answerable)),
+        *_f1_rows("baseline, no memory", compared, of_nothing),
+        *_f1_rows("baseline, base model without reader", compared, of_bare),
+        *_f1_rows("baseline, reader on the first tokens", compared, of_beginning),
+    ]
     record = [
         {"question": i.question, "golds": i.golds, "retrieved": i.retrieved, "answer": a}
-        for i, a in zip([*answerable, *removed, *foreign], texts, strict=True)
+        for i, a in zip([*answerable, *removed, *foreign], [*said, *of_both], strict=True)
     ]
-    return rows, record
+    sizes = f"--limit {options.limit} --refusals {options.refusals} --baselines {options.baselines} --top-k {options.top_k}"
+    command = f"python -m memoryd.eval.reader --data DIR {sizes}"
+    return [replace(row, command=command) for row in rows], record
 
 
 def _scores(items: Sequence[Item], said: Sequence[str]) -> list[float]:
@@ -144,9 +146,8 @@ def _f1_rows(
         ratio=value / baseline if baseline else None,
         aim=f"≥ {aim:.2f}" if aim else "",
         met=value >= aim if aim else None,
-        command=COMMAND,
     )
-    second = Row(f"{name}: EM", mean(hits), "EM", em_low, em_high, n=len(items), command=COMMAND)
+    second = Row(f"{name}: EM", mean(hits), "EM", em_low, em_high, n=len(items))
     return [first, second]
 
 
@@ -166,7 +167,6 @@ def _share(name: str, hits: int, n: int, aim: float | None = None) -> Row:
         n=n,
         aim=f"≥ {aim:.2f}" if aim else "",
         met=share >= aim if aim else None,
-        command=COMMAND,
     )
 
 
@@ -178,7 +178,7 @@ def _parse(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--reader", type=Path, default=None, help="a PEFT directory in place of the shipped reader")
     parser.add_argument("--limit", type=int, default=300, help="answerable questions")
     parser.add_argument("--refusals", type=int, default=200, help="questions that the memory does not answer")
-    parser.add_argument("--baselines", type=int, default=80, help="questions put to each baseline")
+    parser.add_argument("--baselines", type=int, default=60, help="questions put to each baseline")
     parser.add_argument("--top-k", type=int, default=DEFAULT_TOP_K)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)

@@ -33,6 +33,7 @@ fingerprint is `{fingerprint}`.
 | optimizer | AdamW, warm-up, then a cosine from {learning_rate} |
 | seen | {examples:,} examples in {packs:,} packs ({tokens:,} tokens), seed {seed} |
 | took | {hours:.1f} hours on {hardware} |
+| schedule | {notes} |
 | prompts | exactly those of `memoryd.recall.prompt.assemble`: one to five passages, hard distractors, conversations, refusals |
 | base | {model}, Apache-2.0 |
 
@@ -54,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="export_reader")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--name", required=True, help="the base model's name")
-    parser.add_argument("--hardware", default="2 CPU cores (AVX2)")
+    parser.add_argument("--hardware", default="one thread of a shared CPU (AVX2)")
+    parser.add_argument("--notes", default="as the recipe says", help="what was changed while it ran")
     parser.add_argument("--out", type=Path, default=READERS)
     options = parser.parse_args(argv)
-    export(options.checkpoint, options.out / options.name, options.name, options.hardware)
+    export(options.checkpoint, options.out / options.name, options.name, options.hardware, options.notes)
 
 
-def export(checkpoint: Path, target: Path, name: str, hardware: str) -> None:
+def export(checkpoint: Path, target: Path, name: str, hardware: str, notes: str = "") -> None:
     """Write ``target`` from ``checkpoint``; the same checkpoint gives the same bytes."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -75,15 +77,16 @@ def export(checkpoint: Path, target: Path, name: str, hardware: str) -> None:
     (target / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     about = {"base_model": name, "base_fingerprint": state["base_fingerprint"], **state["recipe"], **state["progress"]}
     (target / "memoryd.json").write_text(json.dumps(about, indent=1) + "\n")
-    (target / "README.md").write_text(_card(name, state, hardware))
+    (target / "README.md").write_text(_card(name, state, hardware, notes))
 
 
-def _card(name: str, state: dict[str, Any], hardware: str) -> str:
+def _card(name: str, state: dict[str, Any], hardware: str, notes: str) -> str:
     measured = (DOCS / "figures" / "reader.json").is_file()
     return _CARD.format(
         model=name,
         fingerprint=state["base_fingerprint"],
         hardware=hardware,
+        notes=notes,
         hours=state["progress"]["seconds"] / 3600,
         figures=table(read("reader")) if measured else "not measured yet\n",
         **{k: state["recipe"][k] for k in ("rank", "alpha", "learning_rate", "seed")},
