@@ -24,7 +24,7 @@ from memoryd.api.interceptor import CallInterceptor
 from memoryd.api.jobs import JobServicer, OperationsServicer
 from memoryd.api.memories import MemoryServicer
 from memoryd.api.recall import RecallServicer
-from memoryd.api.server import Health, build
+from memoryd.api.server import Health, build, probe
 from memoryd.child import ChildProcess, ChildState, supervise
 from memoryd.compress.job import CompressJob
 from memoryd.config import Settings
@@ -98,6 +98,7 @@ class Daemon:
             loop.add_signal_handler(number, self._stopping.set)
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(DataDirLock(settings.data_dir))
+            probe(settings)
             ledger = await asyncio.to_thread(_ledger, settings)
             stack.callback(ledger.close)
             blobs = FsspecBlobs(settings.blob_url or str(settings.data_dir / "blobs"))

@@ -6,7 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,16 +89,12 @@ def _memory() -> str:
 
 
 def _listen(settings: Settings) -> str:
-    port = int(settings.listen.rpartition(":")[2])
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, port))
-        except OSError as error:
-            raise Problem(
-                f"{settings.listen}: {error.strerror}; if memoryd is running this is right, otherwise use --listen"
-            ) from None
+    from memoryd.api.server import probe
+
+    try:
+        probe(settings)
+    except MemorydError as error:
+        raise Problem(f"{error.message}; if that is memoryd itself, all is well") from None
     return f"{settings.listen} is free"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,25 @@ class Health:
             await self.servicer.set(service, status)
 
 
+def probe(settings: Settings) -> None:
+    """SettingsError where `listen` can't be bound: found out in a millisecond, before models are loaded."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, int(settings.listen.rpartition(":")[2])))
+        except OSError as error:
+            raise _taken(settings) from error
+
+
+def _taken(settings: Settings) -> SettingsError:
+    return SettingsError(
+        f"listen: {settings.listen} can't be bound, something else is listening there: "
+        "stop it, or choose another port with --listen",
+        details={"key": "listen"},
+    )
+
+
 def build(settings: Settings, servicers: Mapping[str, Any], interceptor: CallInterceptor, health: Health) -> grpc.aio.Server:
     """The server, bound but not started. SettingsError where the address is taken or a certificate is unreadable."""
     server = grpc.aio.server(
@@ -65,11 +85,7 @@ def build(settings: Settings, servicers: Mapping[str, Any], interceptor: CallInt
     except OSError as error:
         raise SettingsError(f"tls_cert/tls_key: {error}", details={"key": "tls_cert"}) from error
     except RuntimeError as error:
-        raise SettingsError(
-            f"listen: {settings.listen} can't be bound, something else is listening there: "
-            "stop it, or choose another port with --listen",
-            details={"key": "listen"},
-        ) from error
+        raise _taken(settings) from error
     if port == 0:
-        raise SettingsError(f"listen: {settings.listen} can't be bound", details={"key": "listen"})
+        raise _taken(settings)
     return server

@@ -94,9 +94,7 @@ class MilvusIndex:
         """Whether the tenant has no vectors. Unavailable."""
         filter_ = f"tenant == {_quoted(tenant)}"
         rows = self._call(
-            lambda client: client.query(
-                self._collection, filter=filter_, output_fields=["id"], limit=1, timeout=CALL_SECONDS
-            )
+            lambda client: client.query(self._collection, filter=filter_, output_fields=["id"], limit=1, timeout=CALL_SECONDS)
         )
         return not rows
 
