@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.compress.pooled import PooledCompressor
+from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, TokenIds
 from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Decode, Limits
-from memoryd.errors import FailedPrecondition, FingerprintMismatch, InvalidArgument, MemorydError
+from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument, MemorydError
 from tests.integration.engine_parts import make_base, make_reader, make_runner, run, text
 
 KINDS = ["llama", "qwen3", "mistral"]
@@ -132,6 +134,23 @@ def test_the_reader_is_applied_where_asked_and_nowhere_else(tmp_path: Path) -> N
         made = values[3][0]
         assert isinstance(made, CompressedEmbeddings)
         assert np.array_equal(made.to_float32(), soft.to(torch.bfloat16).float().numpy())
+
+
+def test_an_adapter_that_is_no_plain_lora_or_does_not_fit_is_refused(tmp_path: Path) -> None:
+    reader = make_reader("llama", 0, tmp_path / "r", tmp_path / "reader")
+    base = make_base("llama", tmp_path / "base")
+    config = json.loads((reader / "adapter_config.json").read_text())
+    for change in ({"use_dora": True}, {"peft_type": "IA3"}, {"lora_bias": True}):
+        (reader / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(FailedPrecondition, match="only LoRA"):
+            make_runner(base, reader)
+    (reader / "adapter_config.json").write_text(json.dumps(config))
+    narrow = BaseModel(torch.nn.Linear(3, 3), base.tokenizer, "", 3, ())  # type: ignore[arg-type]
+    with pytest.raises(DataLoss, match="does not fit"):
+        Adapters(narrow, reader)
+    (reader / "adapter_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(DataLoss, match="cannot be read"):
+        make_runner(base, reader)
 
 
 def test_without_a_reader_asking_for_it_is_refused(llama: BaseModel) -> None:
