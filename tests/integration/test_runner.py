@@ -26,6 +26,7 @@ from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, In
 from tests.integration.engine_parts import make_base, make_reader, make_runner, run, text
 
 KINDS = ["llama", "qwen3", "mistral"]
+PEFT_WARNS = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 PROMPTS = [[5, 300, 41], list(range(20, 90)), [9] * 17, list(range(400, 433))]
 
 
@@ -115,6 +116,7 @@ def test_soft_segments_stand_where_they_are_put(base: BaseModel) -> None:
     assert want != reference(base.model, base, 24, **of_ids(PROMPTS[0] + PROMPTS[3])), "they must matter here"
 
 
+@PEFT_WARNS
 def test_the_reader_is_applied_where_asked_and_nowhere_else(tmp_path: Path) -> None:
     """With and without reader, side by side and with compression between: as PEFT's own generate, as the plain model's."""
     for kind in KINDS:
@@ -136,6 +138,7 @@ def test_the_reader_is_applied_where_asked_and_nowhere_else(tmp_path: Path) -> N
         assert np.array_equal(made.to_float32(), soft.to(torch.bfloat16).float().numpy())
 
 
+@PEFT_WARNS
 def test_an_adapter_that_is_no_plain_lora_or_does_not_fit_is_refused(tmp_path: Path) -> None:
     reader = make_reader("llama", 0, tmp_path / "r", tmp_path / "reader")
     base = make_base("llama", tmp_path / "base")
