@@ -96,13 +96,14 @@ class CompressJob:
         """Makes what is missing or was made by another compressor."""
         fingerprint = self._models.info.compressor.fingerprint
         after = -1
-        progress.show("compress", 0, document.chunk_count)
+        if progress.job.stage != "compress":
+            progress.show("compress", 0, document.chunk_count)
         while page := await asyncio.to_thread(self._ledger.chunks, document.tenant, document.id, after, _COMPRESS):
             missing = [c for c in page if c.compressor != fingerprint]
-            if missing:
-                await self._compress_chunks(document, missing)
             after = page[-1].ordinal
-            progress.step("compress", after + 1, document.chunk_count)
+            if missing:  # what an earlier slice made is passed over without a word: progress does not go backwards
+                await self._compress_chunks(document, missing)
+                progress.step("compress", after + 1, document.chunk_count)
 
     async def _compress_chunks(self, document: Document, chunks: list[Chunk]) -> None:
         fingerprint = self._models.info.compressor.fingerprint

