@@ -102,14 +102,16 @@ def measure(options: Options) -> tuple[list[Row], list[dict[str, Any]]]:
 
     of_found = [a for i, a in zip(answerable, said, strict=True) if i.retrieved]
     of_both = [*said_removed, *said_foreign]
+    bare_f1 = mean(_scores(compared, of_bare)) if compared else None
     rows = [
-        *_f1_rows("reader, passage retrieved", found, of_found, F1_AIM, mean(_scores(compared, of_bare))),
+        *_f1_rows("reader, passage retrieved", found, of_found, F1_AIM),
         *_f1_rows("reader, all questions", answerable, said),
         _share("reader refuses, memory does not hold the answer", _refused(of_both), len(of_both), REFUSAL_AIM),
         _share("reader refuses, gold passages removed", _refused(said_removed), len(removed)),
         _share("reader refuses, question of another article", _refused(said_foreign), len(foreign)),
         _share("reader refuses although the passage is there", _refused(of_found), len(found)),
         _share("passage retrieved", len(found), len(answerable)),
+        *_f1_rows("reader, on the baselines' questions", compared, of_found[: len(compared)], baseline=bare_f1),
         *_f1_rows("baseline, no memory", compared, of_nothing),
         *_f1_rows("baseline, base model without reader", compared, of_bare),
         *_f1_rows("baseline, reader on the first tokens", compared, of_beginning),
