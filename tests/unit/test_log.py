@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -61,3 +63,17 @@ def test_the_libraries_that_dump_requests_only_speak_of_errors() -> None:
     log.configure()
     for noisy in ("pymilvus", "grpc", "asyncio"):
         assert logging.getLogger(noisy).level >= logging.ERROR
+
+
+class Full(io.StringIO):
+    """A log on a disk without room."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_loses_the_line_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", Full())
+    log.configure("info", "json")
+    structlog.configure(cache_logger_on_first_use=False)
+    log.get("api").info("call")
