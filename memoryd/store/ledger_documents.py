@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, delete, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, exists, func, insert, select, update
 
 from memoryd.core import Document, Job, JobKind, Kind, Metadata, Request, Stage, document_name
 from memoryd.errors import AlreadyExists, NotFound
@@ -177,16 +178,14 @@ class DocumentRows(LedgerPart):
         return erased
 
     def token_count(self, tenant: str, memories: Sequence[str]) -> int:
-        query = select(func.coalesce(func.sum(documents.c.token_count), 0)).where(live(tenant))
-        return self._db.read(
-            lambda conn: sum(
-                int(conn.execute(query.where(documents.c.memory.in_(ids))).scalar_one())
-                for ids in batches(sorted(set(memories)))
-            )
-        )
+        total = func.coalesce(func.sum(documents.c.token_count), 0)
+        return self._over_memories(select(total).where(live(tenant)), memories)
 
     def count_unsearchable(self, tenant: str, memories: Sequence[str]) -> int:
-        query = select(func.count()).where(live(tenant), documents.c.stage < Stage.SEARCHABLE)
+        return self._over_memories(select(func.count()).where(live(tenant), documents.c.stage < Stage.SEARCHABLE), memories)
+
+    def _over_memories(self, query: Select[Any], memories: Sequence[str]) -> int:
+        """The sum of what `query` says of each of these memories."""
         return self._db.read(
             lambda conn: sum(
                 int(conn.execute(query.where(documents.c.memory.in_(ids))).scalar_one())
