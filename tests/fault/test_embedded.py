@@ -222,7 +222,8 @@ async def test_what_an_earlier_daemon_left_is_ended(tmp_path: Path) -> None:
     await new.stop()
     new.spec.pid_file.write_text(json.dumps({"pid": leftover.pid, "start": start}))
     await new.start()
-    assert await asyncio.wait_for(leftover.wait(), 20) == -signal.SIGTERM
+    # psutil may have reaped it before asyncio could: then all that asyncio says is 255, for "gone, I know not how"
+    assert await asyncio.wait_for(leftover.wait(), 20) in (-signal.SIGTERM, 255)
     await new.stop()
 
 

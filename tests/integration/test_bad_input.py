@@ -445,11 +445,23 @@ def test_a_deadline_of_1_ms_ends_any_call_and_the_daemon_goes_on(client: Client,
         (api.operations.GetOperation, operations_pb2.GetOperationRequest(name=document.job)),
         (api.admin.GetUsage, admin_pb2.GetUsageRequest()),
     ]
-    for call, request in hurried:
-        failure = refused(lambda call=call, request=request: call(request, timeout=0.001))  # type: ignore[misc]
-        assert failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    late = {call for call, request in hurried if _too_late(lambda call=call, request=request: call(request, timeout=0.001))}  # type: ignore[misc]
+    assert {api.recall.Search, api.recall.BuildContext, api.recall.Answer} <= late  # a fast machine may meet the others
     assert target.search("ferry")[0].text == "The ferry leaves at nine."
     assert target.answer("When does the ferry leave?", max_tokens=1).usage.output_tokens == 1
+
+
+def _too_late(call: Callable[[], Any]) -> bool:
+    """Whether a call missed its deadline. It may meet it, but not fail in another way."""
+    try:
+        result = call()
+        if hasattr(result, "__next__"):
+            list(result)
+    except grpc.RpcError as error:
+        if Refusal(error).code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+        return True
+    return False
 
 
 def test_a_question_longer_than_the_prompt_is_refused_with_the_numbers(client: Client) -> None:
