@@ -97,13 +97,13 @@ class Demo:
                     text += event.text
                 case Usage():
                     terminal.piece("\n")
-                    self._show_basis(basis, question.text + " " + text, refused=REFUSAL in text)
+                    self._show_basis(basis, event.cited, question.text + " " + text, refused=REFUSAL in text)
                     self._show_usage(event)
         if question.expected and not re.search(question.expected, text, re.IGNORECASE):
             said = "is silent" if question is UNANSWERED else "says: " + question.expected.split("|")[0]
             terminal.line(terminal.warn(f"  wrong: the book {said} (the embedded base model has 135M parameters)"))
 
-    def _show_basis(self, basis: Sources | None, words: str, refused: bool) -> None:
+    def _show_basis(self, basis: Sources | None, cited: Sequence[int], words: str, refused: bool) -> None:
         terminal = self._terminal
         if basis is None or not basis.sources:
             return
@@ -114,9 +114,11 @@ class Demo:
         if refused:
             terminal.line(terminal.dim(f"  looked at {len(basis.sources)} passages"))
             return
-        source, quote = max(((s, _best_sentence(s, words)) for s in basis.sources), key=lambda x: _shared(x[1], words))
+        named = [basis.sources[i] for i in cited] or basis.sources
+        source, quote = max(((s, _best_sentence(s, words)) for s in named), key=lambda x: _shared(x[1], words))
         where = f"{printable(source.title)}, characters {source.start:,}-{source.end:,}, score {source.score:.3f}"
-        terminal.line(terminal.dim(f"  {where} ({len(basis.sources) - 1} more passages)"))
+        by = "cited" if cited else "nearest"
+        terminal.line(terminal.dim(f"  {by}: {where} ({len(basis.sources) - 1} more passages)"))
         terminal.line(terminal.dim(f"  “{printable(textwrap.shorten(quote, 200, placeholder=' …'))}”"))
 
     def _show_usage(self, usage: Usage) -> None:

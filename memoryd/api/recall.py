@@ -98,4 +98,5 @@ def _usage(usage: AnswerUsage) -> recall_pb2.AnswerUsage:
         total_ms=usage.total_ms,
         stage_ms=usage.stage_ms,
         finish_reason=_FINISH[usage.finish_reason],
+        cited=usage.cited,
     )

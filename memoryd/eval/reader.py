@@ -24,6 +24,7 @@ from memoryd.eval.datasets import Item, squad_items
 from memoryd.eval.figures import Row, render_all, write
 from memoryd.eval.generate import answers
 from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, wilson
+from memoryd.recall.citation import split_citation
 from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, TextBlock, assemble
 
 F1_AIM, REFUSAL_AIM = 0.60, 0.80
@@ -90,7 +91,8 @@ def measure(options: Options) -> tuple[list[Row], list[dict[str, Any]]]:
         return [token for part in parts for token in (part.ids or question)]
 
     def ask(model: Any, asked: Sequence[Item], prompt: Callable[[Item], list[int]]) -> list[str]:
-        return answers(base, model, tokenizer, [prompt(i) for i in asked], 40, options.batch)
+        said = answers(base, model, tokenizer, [prompt(i) for i in asked], 44, options.batch)
+        return [split_citation(answer)[1] for answer in said]
 
     reader = options.reader or reader_path(base.fingerprint)
     model: Any = PeftModel.from_pretrained(base.model, reader).merge_and_unload() if reader else base.model

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.learn.reader_data import Pack
+from memoryd.recall.citation import cite
 from memoryd.recall.prompt import assemble
 
 if TYPE_CHECKING:
@@ -41,10 +42,13 @@ def encode_pack(tokenizer: TextTokenizer, pack: Pack, eos_id: int) -> EncodedPac
     """The pack as ``assemble`` would prompt for each of its questions."""
     context: tuple[int, ...] = ()
     questions: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    for question, answer in pack.questions:
-        prompt = assemble(tokenizer, pack.blocks, question)
+    for asked in pack.questions:
+        prompt = assemble(tokenizer, pack.blocks, asked.question)
         ids = tuple(prompt.token_ids())
         context = ids[: prompt.context_tokens]
+        answer = asked.answer
+        if asked.block is not None:
+            answer = cite(prompt.numbered.index(pack.blocks.index(asked.block)) + 1, answer)
         questions.append((ids[prompt.context_tokens :], (*tokenizer.encode(answer), eos_id)))
     return EncodedPack(context, tuple(questions))
 

@@ -30,12 +30,21 @@ _NEAR = 5  # a passage among the first so many for a question is a hard distract
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, its answer, and the block that it is answered from: None for a refusal."""
+
+    question: str
+    answer: str
+    block: TextBlock | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Pack:
-    """Blocks in the order of ``assemble`` (best first) and the questions asked of them, each with its answer."""
+    """Blocks in the order of ``assemble`` (best first) and the questions asked of them."""
 
     source: str
     blocks: tuple[TextBlock, ...]
-    questions: tuple[tuple[str, str], ...]
+    questions: tuple[Asked, ...]
 
 
 @dataclass(slots=True)
@@ -117,7 +126,7 @@ class ReaderData:
         while True:
             pack = makers[self._random.choices(kinds, weights)[0]]()
             if pack.questions and self._random.random() < _EMPTY:
-                pack = Pack("empty", (), tuple((question, REFUSAL) for question, _ in pack.questions[:3]))
+                pack = Pack("empty", (), tuple(Asked(q.question, REFUSAL) for q in pack.questions[:3]))
             if pack.questions:
                 yield pack
 
@@ -132,6 +141,7 @@ class ReaderData:
         shown.insert(min(at, len(shown)), gold)
         title = article.title if r.random() < 0.8 else ""
         blocks = [TextBlock(article.passages[i], title) for i in shown]
+        shown_as = dict(zip(shown, blocks, strict=True))
         if len(blocks) < 5 and r.random() < 0.25:
             blocks.insert(r.randrange(len(blocks) + 1), self._foreign(article))
         answered = [q for q, g in enumerate(article.gold) if g & set(shown)]
@@ -139,12 +149,20 @@ class ReaderData:
         del answered[_MAX_ANSWERED:]
         for q in answered:
             article.used[q] += 1
-        questions = [(article.questions[q][0], _answer(article.questions[q][1], r)) for q in answered]
+        questions = [self._from_article(article, q, shown_as) for q in answered]
         wanted = min(_MAX_REFUSED, max(2, round(len(answered) * 0.55)))
         questions += self._refused(article, shown, blocks, wanted)
         return self._pack("squad", blocks, questions)
 
-    def _refused(self, article: Article, shown: list[int], blocks: list[TextBlock], wanted: int) -> list[tuple[str, str]]:
+    def _from_article(self, article: Article, q: int, shown: dict[int, TextBlock]) -> Asked:
+        """Question ``q``, answered from the first block that retrieval would give it among those that hold the answer."""
+        question, answers = article.questions[q]
+        best = [i for i in article.ranked[q] if i in article.gold[q] and i in shown]
+        gold = best[0] if best else min(article.gold[q] & set(shown))
+        answer = _answer([a for a in answers if a in shown[gold].text], self._random)
+        return Asked(question, answer, shown[gold])
+
+    def _refused(self, article: Article, shown: list[int], blocks: list[TextBlock], wanted: int) -> list[Asked]:
         """Questions of the same article that the blocks do not answer, related ones first; one in four is a stranger."""
         r = self._random
         text = " ".join(b.text for b in blocks)
@@ -155,12 +173,12 @@ class ReaderData:
         ]
         r.shuffle(near)
         near = near[: max(0, wanted)]
-        questions: list[tuple[str, str]] = []
+        questions: list[Asked] = []
         for q in near:
             stranger = r.random() < 0.25
             question, answers = r.choice(r.choice(self._articles).questions) if stranger else article.questions[q]
             if not holds(text, answers):
-                questions.append((question, REFUSAL))
+                questions.append(Asked(question, REFUSAL))
         return questions
 
     def _foreign(self, article: Article) -> TextBlock:
@@ -185,15 +203,17 @@ class ReaderData:
         if r.random() < 0.4:
             meeting = r.choice(self._meetings)
             blocks.append(TextBlock(r.choice(meeting.passages), meeting.title))
-        questions = [qa for c in chats[:1] for qa in c.questions]
+        questions = [Asked(q, a, blocks[0]) for q, a in chats[0].questions]
+        taken = {asked.question for asked in questions}
         if len(chats) == 2:  # only what the other conversation cannot answer differently
-            taken = {q for q, _ in questions}
-            questions += [(q, a) for q, a in chats[1].questions if q not in taken and "user" not in q and " I " not in q]
-        refused = [q for q in chats[0].unanswerable if all(q != asked for asked, _ in questions)]
+            more = [(q, a) for q, a in chats[1].questions if q not in taken and "user" not in q and " I " not in q]
+            questions += [Asked(q, a, blocks[1]) for q, a in more]
+            taken |= {q for q, _ in more}
+        refused = [q for q in chats[0].unanswerable if q not in taken]
         if len(chats) == 2:
             refused = [q for q in refused if "user" not in q and " my " not in q and " I " not in q]
         r.shuffle(questions)
-        return self._pack("chat", blocks, [*questions[:_MAX_ANSWERED], *((q, REFUSAL) for q in refused[:3])])
+        return self._pack("chat", blocks, [*questions[:_MAX_ANSWERED], *(Asked(q, REFUSAL) for q in refused[:3])])
 
     def _nq_pack(self) -> Pack:
         r = self._random
@@ -201,18 +221,18 @@ class ReaderData:
         blocks = [_nq_block(row) for row in rows]
         if r.random() < 0.5:
             blocks.append(r.choice(self._wiki))
-        questions = [(_asked(row["question"]), _nq_answer(row)) for row in rows]
+        questions = [Asked(_asked(row["question"]), _nq_answer(row), _nq_block(row)) for row in rows]
         stranger = r.choice(self._nq)
         if not any(holds(b.text, stranger["answers"]) for b in blocks):
-            questions.append((_asked(stranger["question"]), REFUSAL))
+            questions.append(Asked(_asked(stranger["question"]), REFUSAL))
         return self._pack("nq", blocks, questions)
 
     def _boolq_pack(self) -> Pack:
         r = self._random
         rows = [_boolq_row(row) for row in r.sample(self._boolq, 3)]
         blocks = [block for block, _, _ in rows[:2] if len(block.text.split()) < 170]
-        questions = [(question, answer) for block, question, answer in rows[:2] if block in blocks]
-        return self._pack("boolq", blocks, [*questions, (rows[2][1], REFUSAL)] if questions else [])
+        questions = [Asked(question, answer, block) for block, question, answer in rows[:2] if block in blocks]
+        return self._pack("boolq", blocks, [*questions, Asked(rows[2][1], REFUSAL)] if questions else [])
 
     def _meeting_pack(self) -> Pack:
         r = self._random
@@ -223,10 +243,12 @@ class ReaderData:
         said = [w for w in words(answer) if len(w) > 4]
         supported = sum(w in set(words(text)) for w in said) >= 0.5 * len(said)
         other = r.choice(r.choice([m for m in self._meetings if m is not meeting and m.questions]).questions)[0]
-        questions = [(question, answer)] if supported else []
-        return self._pack("qmsum", blocks, [*questions, (other, REFUSAL), (make_chat(r).questions[0][0], REFUSAL)][:2])
+        best = max(blocks, key=lambda b: len(set(said) & set(words(b.text))))
+        questions = [Asked(question, answer, best)] if supported else []
+        strangers = [Asked(q, REFUSAL) for q in (other, make_chat(r).questions[0][0])]
+        return self._pack("qmsum", blocks, [*questions, *strangers][:2])
 
-    def _pack(self, source: str, blocks: list[TextBlock], questions: list[tuple[str, str]]) -> Pack:
+    def _pack(self, source: str, blocks: list[TextBlock], questions: list[Asked]) -> Pack:
         """Half of the packs keep the blocks' rank, half are shuffled: the reader must not trust the order alone."""
         r = self._random
         if r.random() < 0.5:

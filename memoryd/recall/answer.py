@@ -14,6 +14,7 @@ from memoryd.core import Chunk, Message, Source
 from memoryd.engine.request import Generation, Segment, Soft, TokenIds
 from memoryd.errors import FingerprintMismatch, ResourceExhausted
 from memoryd.models import Models
+from memoryd.recall.citation import CitationSplitter
 from memoryd.recall.embeddings import EmbeddingStore
 from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, Block, Prompt, SoftBlock, SoftSlot, TextBlock, assemble
 from memoryd.recall.search import Searcher
@@ -78,6 +79,7 @@ class AnswerUsage:
     total_ms: float = 0.0
     stage_ms: dict[str, float] = field(default_factory=dict)
     finish_reason: str = "stop"
+    cited: Sequence[int] = ()
 
 
 Event = Sources | Text | AnswerUsage
@@ -85,13 +87,21 @@ Event = Sources | Text | AnswerUsage
 
 @dataclass(slots=True)
 class _Context:
-    """What goes into the prompt: blocks, best first, and the compressed embeddings that the soft ones stand for."""
+    """What goes into the prompt: blocks, best first, and the compressed embeddings that the soft ones stand for.
+
+    ``origins`` holds, for each block, the position of the source that it shows.
+    """
 
     mode: Mode
     blocks: list[Block] = field(default_factory=list)
+    origins: list[int] = field(default_factory=list)
     soft: dict[str, CompressedEmbeddings] = field(default_factory=dict)
     tiers: Mapping[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def show(self, block: Block, origin: int) -> None:
+        self.blocks.append(block)
+        self.origins.append(origin)
 
 
 class Answerer:
@@ -175,23 +185,29 @@ class Answerer:
             use_reader=bool(self._models.info.reader),
             compressor_fingerprint=usage.compressor,
         )
+        citation = CitationSplitter()
         async with contextlib.aclosing(self._models.worker.generate(request)) as events:
             async for event in events:
                 usage.output_tokens = event.output_tokens or usage.output_tokens
                 usage.finish_reason = event.finish_reason or usage.finish_reason
                 if event.queue_ms or event.prefill_ms:
                     usage.stage_ms |= {"queue": event.queue_ms, "prefill": event.prefill_ms}
-                if event.text:
+                if text := citation.feed(event.text):
                     usage.time_to_first_token_ms = usage.time_to_first_token_ms or _since(began)
-                    yield Text(event.text)
+                    yield Text(text)
+        if text := citation.end():
+            usage.time_to_first_token_ms = usage.time_to_first_token_ms or _since(began)
+            yield Text(text)
+        if citation.number and citation.number <= len(prompt.numbered):
+            usage.cited = [context.origins[prompt.numbered[citation.number - 1]]]
 
     def _context(self, tenant: str, mode: Mode, sources: Sequence[Source]) -> _Context:
         compressor = self._models.info.compressor
         if mode is Mode.HYBRID and not compressor.gate_passed:
             warning = f"the compressor {compressor.name} has not passed its quality gate: answered from raw text instead"
-            return _Context(Mode.TEXT, _text_blocks(sources), warnings=[warning])
+            return _text_context(sources, [warning])
         if mode is Mode.TEXT:
-            return _Context(mode, _text_blocks(sources))
+            return _text_context(sources)
         chunks = self._chunks(tenant, sources)
         found, tiers = self._embeddings.load(tenant, chunks, compressor.fingerprint)
         context = _Context(mode, tiers=tiers)
@@ -205,13 +221,13 @@ class Answerer:
             name = f"{key[0]}/{key[1]}"
             if key not in found:
                 missing += 1
-                context.blocks.append(TextBlock(source.text, source.title))
+                context.show(TextBlock(source.text, source.title), position)
                 continue
             if name not in context.soft:
                 context.soft[name] = found[key]
-                context.blocks.append(SoftBlock(name, found[key].k, source.title))
+                context.show(SoftBlock(name, found[key].k, source.title), position)
             if mode is Mode.HYBRID and position < HYBRID_PASSAGES:
-                context.blocks.append(TextBlock(source.text, source.title))
+                context.show(TextBlock(source.text, source.title), position)
         if missing:
             context.warnings.append(f"{missing} of {len(sources)} passages are not compressed yet: read as raw text")
         return context
@@ -228,8 +244,9 @@ class Answerer:
         return assemble(self._models.tokenizer, context.blocks, question.text, question.prior, budget=budget)
 
 
-def _text_blocks(sources: Sequence[Source]) -> list[Block]:
-    return [TextBlock(s.text, s.title) for s in sources]
+def _text_context(sources: Sequence[Source], warnings: Sequence[str] = ()) -> _Context:
+    blocks: list[Block] = [TextBlock(s.text, s.title) for s in sources]
+    return _Context(Mode.TEXT, blocks, list(range(len(sources))), warnings=list(warnings))
 
 
 def _segments(prompt: Prompt, context: _Context) -> list[Segment]:

@@ -59,7 +59,8 @@ Segment = TokenRun | SoftSlot
 class Prompt:
     """``segments`` in order. ``context_tokens`` counts the tokens, text and soft, that stand before the question.
 
-    ``blocks`` are the indices of the blocks that fitted the budget, in the order given to ``assemble``.
+    ``blocks`` are the indices of the blocks that fitted the budget, in the order given to ``assemble``; ``numbered`` are the
+    same indices as they are shown: block ``numbered[0]`` stands under ``[1]``.
     """
 
     segments: tuple[Segment, ...]
@@ -67,6 +68,7 @@ class Prompt:
     soft_tokens: int
     context_tokens: int
     blocks: tuple[int, ...]
+    numbered: tuple[int, ...]
 
     def token_ids(self) -> list[int]:
         """The ids of a prompt without soft slots."""
@@ -105,11 +107,11 @@ def assemble(
             chosen.append(index)
             left -= cost
     kept = _latest(tokenizer, prior, left)
-    shown = _shown([blocks[i] for i in chosen])
+    numbered = _shown(blocks, chosen)
     system: list[Segment] = [TokenRun(tuple(head))]
-    for number, block in enumerate(shown, start=1):
-        system += _segments(tokenizer, number, block)
-    if not shown:
+    for number, index in enumerate(numbered, start=1):
+        system += _segments(tokenizer, number, blocks[index])
+    if not numbered:
         system.append(TokenRun(tuple(tokenizer.encode("(nothing)\n"))))
     contents: list[list[Segment]] = [system]
     contents += [[TokenRun(tuple(tokenizer.encode(m.content)))] for m in kept]
@@ -122,13 +124,14 @@ def assemble(
         soft_tokens=sum(s.length for s in segments if isinstance(s, SoftSlot)),
         context_tokens=sum(_length(s) for s in before),
         blocks=tuple(chosen),
+        numbered=tuple(numbered),
     )
 
 
-def _shown(blocks: Sequence[Block]) -> list[Block]:
+def _shown(blocks: Sequence[Block], chosen: Sequence[int]) -> list[int]:
     """Soft blocks, then text blocks, each with the best last: nearest to the question is read best."""
-    soft: list[Block] = [b for b in blocks if isinstance(b, SoftBlock)]
-    text: list[Block] = [b for b in blocks if isinstance(b, TextBlock)]
+    soft = [i for i in chosen if isinstance(blocks[i], SoftBlock)]
+    text = [i for i in chosen if isinstance(blocks[i], TextBlock)]
     return soft[::-1] + text[::-1]
 
 

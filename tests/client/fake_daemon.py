@@ -267,7 +267,7 @@ class FakeDaemon(
         for word in self.words:
             time.sleep(self.word_delay)
             yield recall_pb2.AnswerEvent(text=word)
-        usage = recall_pb2.AnswerUsage(output_tokens=len(self.words), cache_hits={"process": 1}, finish_reason=1)
+        usage = recall_pb2.AnswerUsage(output_tokens=len(self.words), cache_hits={"process": 1}, finish_reason=1, cited=[0])
         yield recall_pb2.AnswerEvent(usage=usage)
 
     # jobs

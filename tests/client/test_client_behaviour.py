@@ -170,6 +170,7 @@ def test_an_answer_streams_sources_then_text_then_usage(memory: Memory) -> None:
     assert answer.text == str(answer) == "".join(e.text for e in events if isinstance(e, Text))
     assert answer.usage.output_tokens > 0
     assert answer.sources == events[0].sources
+    assert answer.cited == tuple(answer.sources[i] for i in answer.usage.cited)
 
 
 def test_an_answer_is_collected_without_a_loop(memory: Memory) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from memoryd.engine.base_model import load_base_model
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.learn.packing import EncodedPack, encode_pack, packed_loss, packed_mask
-from memoryd.learn.reader_data import Pack
+from memoryd.learn.reader_data import Asked, Pack
 from memoryd.recall.prompt import REFUSAL, TextBlock, assemble
 from tests.tiny_models import make_tiny_model
 
@@ -31,7 +31,7 @@ def test_packed_is_separate(tmp_path: Path, kind: str) -> None:
     base = load_base_model(path)
     base.model.requires_grad_(True)
     blocks = (TextBlock("the river is blue", "Rivers"), TextBlock("Caroline moved to Lisbon"))
-    questions = (("What is blue?", "the river"), ("Where is Caroline?", "Lisbon"), ("Who answers?", REFUSAL))
+    questions = (Asked("What is blue?", "river", blocks[0]), Asked("Where?", "Lisbon", blocks[1]), Asked("Who?", REFUSAL))
     pack = encode_pack(TextTokenizer(path), Pack("test", blocks, questions), base.eos_ids[0])
 
     def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
@@ -67,9 +67,13 @@ def test_the_mask_by_hand() -> None:
 
 def test_packs_are_prompts_as_assembled(tmp_path: Path) -> None:
     tokenizer = TextTokenizer(make_tiny_model("llama", tmp_path))
-    blocks = (TextBlock("the river is blue"),)
-    pack = encode_pack(tokenizer, Pack("test", blocks, (("What?", "river"), ("Who?", "nobody"))), 2)
-    for (question, answer), asked in zip(pack.questions, ("What?", "Who?"), strict=True):
-        assert [*pack.context, *question] == assemble(tokenizer, blocks, asked).token_ids()
+    blocks = (TextBlock("the river is blue"), TextBlock("Caroline moved to Lisbon"))
+    questions = (Asked("What?", "river", blocks[0]), Asked("Where?", "Lisbon", blocks[1]), Asked("Who?", REFUSAL))
+    pack = encode_pack(tokenizer, Pack("test", blocks, questions), 2)
+    for (question, answer), asked in zip(pack.questions, questions, strict=True):
+        assert [*pack.context, *question] == assemble(tokenizer, blocks, asked.question).token_ids()
         assert answer[-1] == 2
+    # the best block stands last, under the highest number
+    said = [tokenizer.decode(answer[:-1]) for _, answer in pack.questions]
+    assert [text.split(" ")[0] for text in said] == ["[2]", "[1]", "I"]
     assert pack.tokens == len(pack.context) + sum(len(q) + len(a) for q, a in pack.questions)

@@ -44,6 +44,7 @@ def test_the_layout(llama: TextTokenizer) -> None:
 def test_soft_blocks_come_first_and_cost_their_length(llama: TextTokenizer) -> None:
     prompt = assemble(llama, [BEST, SoftBlock("doc/3", 16, "Rivers"), SECOND], "What?")
     assert "[1] Rivers\n<doc/3:16>\n\n[2] Caroline" in shown(llama, prompt)
+    assert (prompt.blocks, prompt.numbered) == ((0, 1, 2), (1, 2, 0))
     assert prompt.soft_tokens == 16
     assert prompt.text_tokens == sum(len(s.ids) for s in prompt.segments if isinstance(s, TokenRun))
     assert [type(s) for s in prompt.segments] == [TokenRun, SoftSlot, TokenRun]
@@ -101,7 +102,7 @@ def test_never_over_budget_and_best_blocks_first(
     prior = [Message("assistant" if n % 2 else "user", text) for n, text in enumerate(turns)]
     prompt = assemble(llama, blocks, "What?", prior, budget)
     assert prompt.text_tokens + prompt.soft_tokens <= budget
-    assert list(prompt.blocks) == sorted(prompt.blocks)
+    assert list(prompt.blocks) == sorted(prompt.blocks) == sorted(prompt.numbered)
     slots = sum(isinstance(s, SoftSlot) for s in prompt.segments)
     assert slots == sum(isinstance(blocks[i], SoftBlock) for i in prompt.blocks)
     if assemble(llama, blocks[:1], "What?", budget=4096).context_tokens + 40 < budget and blocks:

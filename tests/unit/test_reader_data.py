@@ -80,21 +80,23 @@ def test_the_same_seed_gives_the_same_packs(folder: Path) -> None:
     assert packs(folder, 20) != packs(folder, 20, seed=4)
 
 
-def test_answers_of_articles_stand_in_view(made: list[Pack]) -> None:
+def test_answers_of_articles_stand_in_the_block_that_they_cite(made: list[Pack]) -> None:
     for pack in made:
         if pack.source in ("squad", "nq"):
-            text = " ".join(b.text for b in pack.blocks)
-            for question, answer in pack.questions:
-                if answer != REFUSAL:
-                    assert holds(text, [answer]), question
+            for asked in pack.questions:
+                if asked.answer != REFUSAL:
+                    assert asked.block in pack.blocks
+                    assert asked.block is not None
+                    assert holds(asked.block.text, [asked.answer]), asked.question
 
 
 def test_refusals_are_of_what_is_not_in_view(made: list[Pack]) -> None:
     for pack in made:
         text = " ".join(b.text for b in pack.blocks)
-        for question, answer in pack.questions:
-            if pack.source == "squad" and answer == REFUSAL:
-                city = next(word for word in question.split() if word.startswith("City"))
+        for asked in pack.questions:
+            assert (asked.block is None) == (asked.answer == REFUSAL)
+            if pack.source == "squad" and asked.answer == REFUSAL:
+                city = next(word for word in asked.question.split() if word.startswith("City"))
                 assert f"{city} was founded" not in text
 
 
@@ -102,15 +104,15 @@ def test_the_mixture(made: list[Pack]) -> None:
     sources = Counter(p.source for p in made)
     assert set(sources) == {"squad", "chat", "nq", "boolq", "qmsum", "empty"}
     assert sources["squad"] > 150
-    answers = [answer for p in made for _, answer in p.questions]
+    answers = [asked.answer for p in made for asked in p.questions]
     assert 0.15 < sum(a == REFUSAL for a in answers) / len(answers) < 0.35
     sizes = Counter(len(p.blocks) for p in made if p.source == "squad")
     assert set(sizes) == {1, 2, 3, 4, 5}
-    assert all(a == REFUSAL for p in made if p.source == "empty" for _, a in p.questions)
+    assert all(asked.answer == REFUSAL for p in made if p.source == "empty" for asked in p.questions)
 
 
 def test_no_question_is_left_out(made: list[Pack]) -> None:
-    used = Counter(q for p in made if p.source == "squad" for q, a in p.questions if a != REFUSAL)
+    used = Counter(a.question for p in made if p.source == "squad" for a in p.questions if a.answer != REFUSAL)
     assert len(used) == 2 * len(CITIES)
     assert min(used.values()) >= 3
 

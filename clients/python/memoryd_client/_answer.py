@@ -48,6 +48,12 @@ class AsyncAnswer:
         return (await self.basis).sources
 
     @property
+    async def cited(self) -> tuple[Source, ...]:
+        """Those of its sources that the answer says it rests on, read to its end; none for a refusal or without a reader."""
+        sources, usage = await self.sources, await self.usage
+        return tuple(sources[i] for i in usage.cited if 0 <= i < len(sources))
+
+    @property
     async def basis(self) -> Sources:
         """The Sources event: the sources, the mode that is used, and warnings."""
         while not self._events and await self._more():
@@ -135,6 +141,11 @@ class Answer:
     def sources(self) -> tuple[Source, ...]:
         """What the answer rests on, best first: there before its text is."""
         return finish(self._inner.sources)
+
+    @property
+    def cited(self) -> tuple[Source, ...]:
+        """Those of its sources that the answer says it rests on, read to its end; none for a refusal or without a reader."""
+        return finish(self._inner.cited)
 
     @property
     def basis(self) -> Sources:

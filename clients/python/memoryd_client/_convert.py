@@ -126,6 +126,7 @@ def answer_event(message: Any) -> t.AnswerEvent | None:
             cache_hits=dict(usage.cache_hits),
             stage_ms=dict(usage.stage_ms),
             finish_reason=t.FinishReason(usage.finish_reason),
+            cited=tuple(usage.cited),
         )
     return None
 

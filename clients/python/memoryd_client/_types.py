@@ -234,6 +234,8 @@ class Usage:
     """Parts of time_to_first_token_ms: embed, search, load, queue, prefill."""
     finish_reason: FinishReason
     """Why it ended."""
+    cited: tuple[int, ...] = ()
+    """Which of Sources.sources the answer says that it rests on, from 0; empty for a refusal or without a reader."""
 
 
 AnswerEvent: TypeAlias = Sources | Text | Usage

@@ -1,0 +1,54 @@
+"""A citation is taken off the stream, however it is cut into pieces, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memoryd.recall.citation import CitationSplitter, cite, split_citation
+
+
+def streamed(pieces: list[str]) -> tuple[int | None, str]:
+    splitter = CitationSplitter()
+    text = "".join([*(splitter.feed(piece) for piece in pieces), splitter.end()])
+    return splitter.number, text
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "rest"),
+    [
+        ("[2] Charleston", 2, "Charleston"),
+        (" [12] 1908.", 12, "1908."),
+        ("[3]", 3, ""),
+        ("[", None, "["),
+        ("[2", None, "[2"),
+        ("I don't know from memory.", None, "I don't know from memory."),
+        ("[sic] it says", None, "[sic] it says"),
+        ("[1234] files", None, "[1234] files"),
+        ("In [2] it says", None, "In [2] it says"),
+        ("", None, ""),
+    ],
+)
+def test_what_is_a_citation(text: str, number: int | None, rest: str) -> None:
+    assert split_citation(text) == (number, rest)
+    assert streamed(list(text)) == (number, rest)
+    assert streamed([text]) == (number, rest)
+
+
+@given(st.integers(1, 999), st.text(), st.lists(st.integers(1, 5)))
+def test_cite_and_split_are_inverse_in_any_pieces(number: int, answer: str, cuts: list[int]) -> None:
+    text = cite(number, answer)
+    pieces = []
+    for cut in cuts:
+        pieces.append(text[:cut])
+        text = text[cut:]
+    assert streamed([*pieces, text]) == (number, answer)
+
+
+def test_text_flows_as_soon_as_it_cannot_be_a_citation() -> None:
+    splitter = CitationSplitter()
+    assert splitter.feed("I") == "I"
+    assert splitter.feed(" don't") == " don't"
+    other = CitationSplitter()
+    assert [other.feed(piece) for piece in ("[", "2", "]", " New", " France")] == ["", "", "", "New", " France"]
