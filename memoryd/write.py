@@ -65,14 +65,14 @@ class DocumentWriter:
         TextCheck().feed(text, final=True)
         sha256 = hashlib.sha256(text).hexdigest()
         document = core.new_id()
-        self._ledger.get_memory(tenant, memory)  # before any byte is written
+        self._ledger.require_memories(tenant, [memory])  # before any byte is written
         blob = _text_key(tenant, memory, document, sha256)
         self._blobs.put(tenant, blob, text)
         return self._record(tenant, memory, document, kind, title, metadata, sha256, len(text), blob, request)
 
     def upload(self, tenant: str, memory: str, title: str, metadata: core.Metadata) -> Upload:
         """NotFound where there is no such memory."""
-        self._ledger.get_memory(tenant, memory)
+        self._ledger.require_memories(tenant, [memory])
         return Upload(self, self._blobs, self._blobs.writer(tenant), tenant, memory, title, metadata, self._max_bytes)
 
     def _record(

@@ -41,7 +41,7 @@ class Searcher:
         """
         stage_ms = {} if stage_ms is None else stage_ms
         memories = list(dict.fromkeys(memories))
-        await asyncio.to_thread(self._check_memories, tenant, memories)  # first: the index takes no unknown names
+        await asyncio.to_thread(self._ledger.require_memories, tenant, memories)  # first: the index takes no unknown names
         depth = max(_DEPTH, 2 * top_k)
         began = time.perf_counter()
         vector, by_text = await asyncio.gather(
@@ -55,10 +55,6 @@ class Searcher:
         sources = await asyncio.to_thread(self._sources, tenant, by_vector, by_text, top_k)
         stage_ms["search"] = (time.perf_counter() - began) * 1000
         return sources
-
-    def _check_memories(self, tenant: str, memories: Sequence[str]) -> None:
-        for memory in memories:
-            self._ledger.get_memory(tenant, memory)
 
     async def _embed(self, query: str) -> bytes | None:
         try:

@@ -107,6 +107,9 @@ class Database:
     def _commit_waiting(self) -> None:
         batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
         try:
+            if len(batch) == 1:  # nobody to shield from it, and a savepoint costs two statements
+                batch[0].run_alone(self._transact)
+                return
             self._transact(lambda conn: _run_nested(conn, batch))
         except (MemorydError, SQLAlchemyError):  # the commit or the database failed: now each stands alone
             for write in batch:

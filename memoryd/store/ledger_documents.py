@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, RowMapping, Select, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from memoryd.core import Document, Job, JobKind, Kind, Metadata, Request, Stage, document_name
 from memoryd.errors import AlreadyExists, NotFound
@@ -19,12 +32,6 @@ from memoryd.store.schema import chunks, documents, jobs, memories, passages
 
 class DocumentRows(LedgerPart):
     """The part of the ledger that holds documents."""
-
-    def find_content(self, tenant: str, memory: str, sha256: str) -> Document | None:
-        return self._db.read(lambda conn: _find_content(conn, tenant, memory, sha256))
-
-    def find_request(self, tenant: str, request: Request) -> str | None:
-        return self._db.read(lambda conn: result_of(conn, tenant, request))
 
     def write_document(
         self,
@@ -46,34 +53,34 @@ class DocumentRows(LedgerPart):
             uid = find_memory_uid(conn, tenant, memory, lock=True)
             if uid is None:
                 raise NotFound("no such memory")
-            same = _find_content(conn, tenant, memory, sha256)
-            if same is not None:
-                remember(conn, tenant, request, same.id)
-                return _already_stored(conn, same)
-            taken = select(documents.c.id).where(documents.c.tenant == tenant, documents.c.id == document)
-            if conn.execute(taken).first() is not None:
+            rivals = {"tenant": tenant, "uid": uid, "sha256": sha256, "id": document}
+            found = conn.execute(_RIVALS, rivals).mappings().all()
+            for row in found:
+                if (row["memory_uid"], row["sha256"], row["tombstone"]) == (uid, sha256, ""):
+                    remember(conn, tenant, request, row["id"])
+                    return _already_stored(conn, _document(row))
+            if found:
                 raise AlreadyExists("there is a document of that id")
             payload = {"memory": memory, "document": document}
             job = insert_job(conn, tenant, JobKind.COMPRESS, document_name(memory, document), payload)
-            conn.execute(
-                insert(documents).values(
-                    tenant=tenant,
-                    id=document,
-                    memory=memory,
-                    memory_uid=uid,
-                    kind=kind,
-                    title=title,
-                    metadata=metadata,
-                    sha256=sha256,
-                    size_bytes=size_bytes,
-                    blob=blob,
-                    create_time=job.create_time,
-                    stage=Stage.STORED,
-                    job=job.id,
-                )
-            )
+            new = {
+                "tenant": tenant,
+                "id": document,
+                "memory": memory,
+                "memory_uid": uid,
+                "kind": kind,
+                "title": title,
+                "metadata": metadata,
+                "sha256": sha256,
+                "size_bytes": size_bytes,
+                "blob": blob,
+                "create_time": job.create_time,
+                "stage": Stage.STORED,
+                "job": job.id,
+            }
+            conn.execute(_INSERT, new)
             remember(conn, tenant, request, document)
-            return Written(_read_document(conn, tenant, memory, document), job, already_stored=False)
+            return Written(_document({**_COUNTS, **new}), job, already_stored=False)
 
         return self._db.write(change)
 
@@ -228,12 +235,6 @@ def _select(conn: Connection, tenant: str, which: ColumnElement[bool]) -> list[D
     return [_document(row) for row in conn.execute(select(documents).where(live(tenant), which)).mappings()]
 
 
-def _find_content(conn: Connection, tenant: str, memory: str, sha256: str) -> Document | None:
-    uid = find_memory_uid(conn, tenant, memory)
-    found = _select(conn, tenant, (documents.c.memory_uid == uid) & (documents.c.sha256 == sha256)) if uid else []
-    return found[0] if found else None
-
-
 def _read_document(conn: Connection, tenant: str, memory: str, document: str) -> Document:
     found = _select(conn, tenant, (documents.c.memory == memory) & (documents.c.id == document))
     if not found:
@@ -245,7 +246,23 @@ def _already_stored(conn: Connection, document: Document) -> Written:
     return Written(document, read_job(conn, document.tenant, document.job), already_stored=True)
 
 
-def _document(row: RowMapping) -> Document:
+# Built once: on the way of every write, building a statement takes longer than running it.
+_INSERT = insert(documents)
+_RIVALS = select(documents).where(
+    documents.c.tenant == bindparam("tenant"),
+    or_(
+        documents.c.id == bindparam("id"),
+        and_(
+            documents.c.memory_uid == bindparam("uid"),
+            documents.c.tombstone == "",
+            documents.c.sha256 == bindparam("sha256"),
+        ),
+    ),
+)
+_COUNTS = {"token_count": 0, "chunk_count": 0, "passage_count": 0}
+
+
+def _document(row: Mapping[Any, Any]) -> Document:
     return Document(
         row["tenant"],
         row["memory"],

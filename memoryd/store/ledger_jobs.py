@@ -159,20 +159,24 @@ def insert_job(conn: Connection, tenant: str, kind: JobKind, target: str, payloa
     """A PENDING job, due now."""
     job = Job(tenant, new_id(), kind, target, now(), payload=dict(payload))
     conn.execute(
-        insert(jobs).values(
-            tenant=tenant,
-            id=job.id,
-            kind=kind,
-            target=target,
-            document=payload.get("document", ""),
-            payload=payload,
-            state=job.state,
-            due_time=job.create_time,
-            receipt={},
-            create_time=job.create_time,
-        )
+        _INSERT,
+        {
+            "tenant": tenant,
+            "id": job.id,
+            "kind": kind,
+            "target": target,
+            "document": payload.get("document", ""),
+            "payload": payload,
+            "state": job.state,
+            "due_time": job.create_time,
+            "receipt": {},
+            "create_time": job.create_time,
+        },
     )
     return job
+
+
+_INSERT = insert(jobs)
 
 
 def cancel_jobs(conn: Connection, tenant: str, of_documents: Select[tuple[str]]) -> None:

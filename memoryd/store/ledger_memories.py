@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, RowMapping, Select, func, insert, select, update
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, RowMapping, Select, bindparam, func, insert, select, update
 
 from memoryd.core import Job, JobKind, Memory, Metadata, Request, memory_name, new_id, now
 from memoryd.errors import AlreadyExists, NotFound
@@ -54,6 +56,14 @@ class MemoryRows(LedgerPart):
 
     def get_memory(self, tenant: str, memory: str) -> Memory:
         return self._db.read(lambda conn: read_memory(conn, tenant, memory))
+
+    def require_memories(self, tenant: str, memories: Sequence[str]) -> None:
+        def query(conn: Connection) -> None:
+            for memory in memories:
+                if find_memory_uid(conn, tenant, memory) is None:
+                    raise NotFound("no such memory")
+
+        self._db.read(query)
 
     def list_memories(self, tenant: str, page_size: int, page_token: str) -> Page[Memory]:
         return self._db.read(
@@ -114,8 +124,13 @@ class MemoryRows(LedgerPart):
 
 def find_memory_uid(conn: Connection, tenant: str, memory: str, *, lock: bool = False) -> str | None:
     """The uid of the live memory of this id. `lock` keeps it from being deleted until the transaction ends."""
-    query = select(memories.c.uid).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone == "")
-    return conn.execute(query.with_for_update() if lock else query).scalar()
+    return conn.execute(_LOCK_UID if lock else _UID, {"tenant": tenant, "id": memory}).scalar()
+
+
+_UID = select(memories.c.uid).where(
+    memories.c.tenant == bindparam("tenant"), memories.c.id == bindparam("id"), memories.c.tombstone == ""
+)
+_LOCK_UID = _UID.with_for_update()
 
 
 def read_memory(conn: Connection, tenant: str, memory: str) -> Memory:

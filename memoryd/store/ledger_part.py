@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from memoryd.core import Request, now
 from memoryd.errors import NotFound, RequestIdReused
@@ -34,9 +34,7 @@ def result_of(conn: Connection, tenant: str, request: Request | None) -> str | N
     """What an earlier call of this request made. RequestIdReused where the digest differs."""
     if request is None:
         return None
-    row = conn.execute(
-        select(requests.c.digest, requests.c.result).where(requests.c.tenant == tenant, requests.c.id == request.id)
-    ).first()
+    row = conn.execute(_RESULT, {"tenant": tenant, "id": request.id}).first()
     if row is None:
         return None
     if row.digest != request.digest:
@@ -47,9 +45,15 @@ def result_of(conn: Connection, tenant: str, request: Request | None) -> str | N
 def remember(conn: Connection, tenant: str, request: Request | None, result: str) -> None:
     """Records what this request made."""
     if request is not None:
-        conn.execute(
-            insert(requests).values(tenant=tenant, id=request.id, digest=request.digest, result=result, create_time=now())
-        )
+        new = {"tenant": tenant, "id": request.id, "digest": request.digest, "result": result, "create_time": now()}
+        conn.execute(_REMEMBER, new)
+
+
+# Built once: on the way of every write, building a statement takes longer than running it.
+_REMEMBER = insert(requests)
+_RESULT = select(requests.c.digest, requests.c.result).where(
+    requests.c.tenant == bindparam("tenant"), requests.c.id == bindparam("id")
+)
 
 
 def require_tenant(conn: Connection, tenant: str) -> None:

@@ -79,9 +79,17 @@ class TestMemories:
         request = Request("r1", "digest")
         made = ledger.create_memory("acme", "", "", "", {}, request)
         assert ledger.create_memory("acme", "", "", "", {}, request) == made
-        assert ledger.find_request("acme", request) == made.id
         with pytest.raises(RequestIdReused):
             ledger.create_memory("acme", "", "", "", {}, Request("r1", "another"))
+
+    def test_memories_are_required(self, ledger: Ledger) -> None:
+        memory(ledger)
+        memory(ledger, "n")
+        ledger.require_memories("acme", ["m", "n"])
+        ledger.require_memories("acme", [])
+        ledger.delete_memory("acme", "n", None)
+        with pytest.raises(NotFound):
+            ledger.require_memories("acme", ["m", "n"])
 
     def test_update_leaves_what_is_not_given(self, ledger: Ledger) -> None:
         before = ledger.create_memory("acme", "m", "name", "description", {"a": "b"}, None)
@@ -143,7 +151,6 @@ class TestDocuments:
         assert second.already_stored
         assert (second.document, second.job) == (first.document, first.job)
         assert not write(ledger, "same", memory="n").already_stored
-        assert ledger.find_content("acme", "m", first.document.sha256) == first.document
         assert write(ledger, "same", request=Request("r", "d")).document == first.document
 
     def test_the_same_content_is_returned_though_its_job_is_dead(self, ledger: Ledger) -> None:

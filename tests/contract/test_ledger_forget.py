@@ -20,7 +20,6 @@ def test_a_deleted_document_is_in_no_read(ledger: Ledger) -> None:
         ledger.get_document("acme", "m", id_)
     assert ledger.get_documents("acme", [id_]) == {}
     assert ledger.list_documents("acme", "m", 10, "").items == []
-    assert ledger.find_content("acme", "m", document.sha256) is None
     assert ledger.chunks("acme", id_) == []
     assert ledger.passages("acme", id_) == []
     assert ledger.get_passages("acme", [f"{id_}-0"]) == {}

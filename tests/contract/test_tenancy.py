@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -15,6 +14,7 @@ from tests.contract.rows import chunk, index_row, memory, passage, vector, write
 
 HIDDEN: dict[str, Callable[[Ledger, str, str], object]] = {
     "get_memory": lambda ledger, d, j: ledger.get_memory("other", "m"),
+    "require_memories": lambda ledger, d, j: ledger.require_memories("other", ["m"]),
     "update_memory": lambda ledger, d, j: ledger.update_memory("other", "m", None, display_name="x"),
     "delete_memory": lambda ledger, d, j: ledger.delete_memory("other", "m", None),
     "write_document": lambda ledger, d, j: write(ledger, tenant="other"),
@@ -31,8 +31,6 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
     "list_memories": lambda ledger, d, j: ledger.list_memories("other", 10, "").items,
     "list_jobs": lambda ledger, d, j: ledger.list_jobs("other", 10, "").items,
     "list_keys": lambda ledger, d, j: ledger.list_keys("other"),
-    "find_content": lambda ledger, d, j: ledger.find_content("other", "m", hashlib.sha256(b"text").hexdigest()),
-    "find_request": lambda ledger, d, j: ledger.find_request("other", Request("r", "d")),
     "get_documents": lambda ledger, d, j: ledger.get_documents("other", [d]),
     "set_stage": lambda ledger, d, j: ledger.set_stage("other", d, Stage.LEARNED),
     "reset_document": lambda ledger, d, j: ledger.reset_document("other", d),
