@@ -68,14 +68,14 @@ class DocumentWriter:
         self._ledger.require_memories(tenant, [memory])  # before any byte is written
         blob = _text_key(tenant, memory, document, sha256)
         self._blobs.put(tenant, blob, text)
-        return self._record(tenant, memory, document, kind, title, metadata, sha256, len(text), blob, request)
+        return self.record(tenant, memory, document, kind, title, metadata, sha256, len(text), blob, request)
 
     def upload(self, tenant: str, memory: str, title: str, metadata: core.Metadata) -> Upload:
         """NotFound where there is no such memory."""
         self._ledger.require_memories(tenant, [memory])
         return Upload(self, self._blobs, self._blobs.writer(tenant), tenant, memory, title, metadata, self._max_bytes)
 
-    def _record(
+    def record(
         self,
         tenant: str,
         memory: str,
@@ -144,7 +144,7 @@ class Upload:
         document, size = core.new_id(), self._blob.size
         key = _text_key(self._tenant, self._memory, document, sha256)
         self._blob.commit(key)
-        return self._writer._record(
+        return self._writer.record(
             self._tenant,
             self._memory,
             document,

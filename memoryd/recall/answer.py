@@ -144,12 +144,9 @@ class Answerer:
         usage = AnswerUsage(base_model=self._models.info.base_fingerprint)
         sources = await self._searcher.search(tenant, question.memories, question.text, question.top_k, usage.stage_ms)
         loading = time.perf_counter()
-        usage.full_source_tokens = await asyncio.to_thread(self._ledger.token_count, tenant, question.memories)
-        context = await asyncio.to_thread(self._context, tenant, question.mode, sources)
-        unsearchable = await asyncio.to_thread(self._ledger.count_unsearchable, tenant, question.memories)
-        if unsearchable:
-            context.warnings.append(f"{unsearchable} stored documents are not searchable yet: the answer does not know them")
+        context, usage.full_source_tokens = await asyncio.to_thread(self._read, tenant, question, sources)
         prompt = self._prompt(question, context)
+        await self._models.worker.describe()  # where it is down the call fails while nothing is said: it may be repeated
         usage.stage_ms["load"] = _since(loading)
         yield Sources(sources, context.mode, context.warnings)
         if sources:
@@ -200,6 +197,14 @@ class Answerer:
             yield Text(text)
         if citation.number and citation.number <= len(prompt.numbered):
             usage.cited = [context.origins[prompt.numbered[citation.number - 1]]]
+
+    def _read(self, tenant: str, question: Question, sources: Sequence[Source]) -> tuple[_Context, int]:
+        """The context, and the tokens of all that the memories hold."""
+        context = self._context(tenant, question.mode, sources)
+        unsearchable = self._ledger.count_unsearchable(tenant, question.memories)
+        if unsearchable:
+            context.warnings.append(f"{unsearchable} stored documents are not searchable yet: the answer does not know them")
+        return context, self._ledger.token_count(tenant, question.memories)
 
     def _context(self, tenant: str, mode: Mode, sources: Sequence[Source]) -> _Context:
         compressor = self._models.info.compressor

@@ -78,7 +78,7 @@ class WorkerClient:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         await self.close()
 
-    async def describe(self, timeout: float | None = None) -> WorkerInfo:  # noqa: ASYNC109
+    async def describe(self, timeout: float | None = None) -> WorkerInfo:  # noqa: ASYNC109 - gRPC's deadline, which the worker sees
         """What the worker runs on. Unavailable until its models are loaded."""
         try:
             response = await self._stub.Describe(pb.DescribeRequest(), timeout=timeout)
@@ -98,7 +98,7 @@ class WorkerClient:
             reader=response.reader,
         )
 
-    async def embed(self, texts: Sequence[str], urgent: bool = False, timeout: float | None = None) -> npt.NDArray[np.float32]:  # noqa: ASYNC109
+    async def embed(self, texts: Sequence[str], urgent: bool = False, timeout: float | None = None) -> npt.NDArray[np.float32]:  # noqa: ASYNC109 - gRPC's deadline, which the worker sees
         """Unit vectors [n, dim] of the retrieval encoder. `urgent` for a question that is waited for."""
         parts: list[npt.NDArray[np.float32]] = []
         for start in range(0, len(texts), _TEXTS):
@@ -114,7 +114,7 @@ class WorkerClient:
         self,
         chunks: Sequence[Sequence[int]],
         fingerprint: str,
-        timeout: float | None = None,  # noqa: ASYNC109
+        timeout: float | None = None,  # noqa: ASYNC109 - gRPC's deadline, which the worker sees
     ) -> list[CompressedEmbeddings]:
         """Compressed embeddings of chunks of token ids. FingerprintMismatch where another compressor is loaded."""
         made: list[CompressedEmbeddings] = []
@@ -128,7 +128,7 @@ class WorkerClient:
             made += [CompressedEmbeddings(e.data, e.k) for e in response.embeddings]
         return made
 
-    async def generate(self, request: Generation, timeout: float | None = None) -> AsyncGenerator[GenerateEvent, None]:  # noqa: ASYNC109
+    async def generate(self, request: Generation, timeout: float | None = None) -> AsyncGenerator[GenerateEvent, None]:  # noqa: ASYNC109 - gRPC's deadline, which the worker sees
         """Events of an answer; the last has a finish_reason. Closing the generator ends the work.
 
         Use it inside `contextlib.aclosing`, so that leaving early closes it at once.

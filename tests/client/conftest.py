@@ -1,4 +1,4 @@
-"""Targets of the client's tests: a fake daemon, and a real one where tests/conftest.py has a fixture `daemon_target`."""
+"""Targets of the client's tests: a fake daemon, and the real one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ from memoryd_client import Client, Memory, Retry
 
 from tests.client.fake_daemon import FakeDaemon
 
-TARGETS = [
-    "fake_target",
-    # pytest.param("daemon_target", marks=pytest.mark.daemon),
-]
+TARGETS = ["fake_target", "daemon_target"]
 
 FAST = Retry(attempts=4, first_delay=0.01, max_delay=0.05)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "daemon: runs against a real daemon")
 
 
 @pytest.fixture
