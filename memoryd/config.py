@@ -81,6 +81,34 @@ class Settings(BaseModel):
             raise ValueError("must be host:port, e.g. 127.0.0.1:7437")
         return value
 
+    @field_validator("database_url")
+    @classmethod
+    def _a_known_database(cls, value: str) -> str:
+        if value:
+            from sqlalchemy import make_url
+            from sqlalchemy.exc import ArgumentError
+
+            try:
+                make_url(value).get_dialect().import_dbapi()
+            except (ArgumentError, ImportError):  # never with the URL in it, which may hold a password
+                raise ValueError(
+                    "must be sqlite:////path/to/file or postgresql+psycopg://user:password@host/name, and its driver be "
+                    "installed: pip install 'memoryd[postgresql]'"
+                ) from None
+        return value
+
+    @field_validator("blob_url")
+    @classmethod
+    def _a_known_file_system(cls, value: str) -> str:
+        if "://" in value:
+            import fsspec
+
+            try:
+                fsspec.get_filesystem_class(value.partition("://")[0])
+            except (ValueError, ImportError) as error:
+                raise ValueError(f"fsspec cannot use it: {error}") from None
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if bool(self.tls_cert) != bool(self.tls_key):

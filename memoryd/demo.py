@@ -24,7 +24,9 @@ from memoryd.terminal import Terminal, printable
 
 UNITS = {"chunk": "bytes", "index": "passages", "compress": "chunks"}
 PATIENCE = 120.0  # seconds that the demo waits for the rest of the compression
-BOOK = Path(__file__).parents[1] / "examples" / "around-the-world-in-eighty-days.txt"
+_NAME = "around-the-world-in-eighty-days.txt"
+_EXAMPLES = (Path(__file__).parents[1] / "examples", Path(__file__).parent / "assets" / "examples")  # a clone's, a wheel's
+BOOK = next((folder / _NAME for folder in _EXAMPLES if (folder / _NAME).is_file()), _EXAMPLES[0] / _NAME)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,29 @@ def test_flags_beat_the_environment_which_beats_the_file(toml: Path) -> None:
     assert (settings.job_slots, settings.job_attempts, settings.max_answers) == (1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("database_url", "nosuch://user:secret@host/name", "postgresql+psycopg://"),
+        ("database_url", "not a url", "sqlite:////path"),
+        ("database_url", "mysql+pymysql://user:secret@host/name", "postgresql+psycopg://"),
+        ("blob_url", "nosuch://bucket/folder", "Protocol not known"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_without_its_secret(key: str, value: str, says: str) -> None:
+    error = refused(flags={key: value})
+    assert error.details["key"] == key
+    assert says in error.message
+    assert "secret" not in error.message
+
+
+def test_stores_that_can_be_used_are_taken() -> None:
+    for url in ("sqlite:////tmp/x.db", "postgresql+psycopg://user:secret@host/name"):
+        assert config.load(environment={}, flags={"database_url": url}).database_url == url
+    for url in ("memory://x", "/srv/blobs", "file:///srv/blobs"):
+        assert config.load(environment={}, flags={"blob_url": url}).blob_url == url
+
+
 def test_the_environment_may_name_the_file(toml: Path) -> None:
     toml.write_text("job_slots = 7\n")
     assert config.load(environment={"MEMORYD_CONFIG": str(toml)}).job_slots == 7
