@@ -48,6 +48,7 @@ from memoryd.store.embedded import MilvusServer, ValkeyServer
 from memoryd.store.index import MilvusIndex
 from memoryd.store.ledger import SqlLedger
 from memoryd.store.texts import Texts
+from memoryd.usage import UsageMeter
 from memoryd.worker.child import WorkerProcess
 from memoryd.worker.client import WorkerClient
 from memoryd.write import DocumentWriter
@@ -70,6 +71,7 @@ class Parts:
     index: Index
     cache: Cache
     models: Models
+    usage: UsageMeter
     jobs: JobRunner
     server: grpc.aio.Server
     health: Health
@@ -171,15 +173,17 @@ class Daemon:
         embeddings = EmbeddingStore(blobs, cache)
         indexer = Indexer(ledger, texts, index, models)
         searcher = Searcher(ledger, index, texts, models)
-        answerer = Answerer(ledger, searcher, embeddings, models, settings.max_context_tokens, settings.max_answers)
+        usage = UsageMeter(ledger)
+        limits = (settings.max_context_tokens, settings.max_answers)
+        answerer = Answerer(ledger, searcher, embeddings, models, usage, *limits)
         writer = DocumentWriter(ledger, blobs, settings.max_document_bytes)
         secret = admin_key(settings.data_dir) if settings.auth == "keys" else None
         servicers = {
             "memoryd.v1.MemoryService": MemoryServicer(ledger, jobs),
             "memoryd.v1.DocumentService": DocumentServicer(ledger, blobs, writer, jobs),
-            "memoryd.v1.RecallService": RecallServicer(ledger, searcher, ContextBuilder(searcher, models), answerer),
+            "memoryd.v1.RecallService": RecallServicer(usage, searcher, ContextBuilder(searcher, models), answerer),
             "memoryd.v1.JobService": JobServicer(ledger, jobs),
-            "memoryd.v1.AdminService": AdminServicer(ledger),
+            "memoryd.v1.AdminService": AdminServicer(ledger, usage),
             "google.longrunning.Operations": OperationsServicer(ledger, jobs),
         }
         server = build(settings, servicers, CallInterceptor(Authenticator(ledger, secret)), self._health)
@@ -188,7 +192,7 @@ class Daemon:
             JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, jobs),
             JobKind.REINDEX: ReindexJob(ledger, indexer),
         }
-        return Parts(ledger, blobs, index, cache, models, jobs, server, self._health, handlers)
+        return Parts(ledger, blobs, index, cache, models, usage, jobs, server, self._health, handlers)
 
     async def _recover(self, parts: Parts) -> None:
         """What an earlier daemon may have left undone, besides its jobs, which come back by themselves."""
@@ -216,6 +220,7 @@ class Daemon:
     async def _serve(self, parts: Parts, began: float, stack: contextlib.AsyncExitStack) -> None:
         running = self._background(self._work(parts))
         flushing = self._background(_flush_now_and_then(parts.index))
+        metering = self._background(parts.usage.run())
         reclaiming = self._background(self._reclaim(parts))
         stack.push_async_callback(parts.server.stop, 0)
         await parts.server.start()
@@ -225,8 +230,10 @@ class Daemon:
         self._log.info("draining", seconds=self._settings.drain_seconds)
         await self._health.set(False)
         await asyncio.gather(parts.server.stop(self._settings.drain_seconds), parts.jobs.drain())
-        for task in (running, flushing, reclaiming):
+        for task in (running, flushing, metering, reclaiming):
             await _cancelled(task)
+        with contextlib.suppress(MemorydError):  # the counts of the last second are not worth a failed stop
+            await asyncio.to_thread(parts.usage.flush)
 
     async def _reclaim(self, parts: Parts) -> None:
         """What an earlier daemon's writes left that were cut off before their rows: text that nobody could forget."""

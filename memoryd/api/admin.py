@@ -10,6 +10,7 @@ from google.protobuf import empty_pb2
 from memoryd.api import caller, convert
 from memoryd.api.auth import hash_secret, new_secret
 from memoryd.store.base import Ledger
+from memoryd.usage import UsageMeter
 from memoryd.v1 import admin_pb2, admin_pb2_grpc
 
 _PAGE = 100
@@ -19,8 +20,9 @@ _SHOWN = 11  # characters of a key that may be shown again: `mk_` and 8 more
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """All but the caller's own usage asks for the admin key."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, usage: UsageMeter) -> None:
         self._ledger = ledger
+        self._usage = usage
 
     async def CreateTenant(self, request: admin_pb2.CreateTenantRequest, context: Any) -> admin_pb2.Tenant:
         caller.require_admin()
@@ -67,7 +69,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         else:
             caller.require_admin()
             tenant = (await asyncio.to_thread(self._ledger.get_tenant, convert.last(request.name))).id
-        usage = await asyncio.to_thread(self._ledger.usage, tenant)
+        usage = await asyncio.to_thread(self._usage.usage, tenant)
         return admin_pb2.Usage(
             tenant=f"tenants/{tenant}",
             memories=usage.memories,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -22,7 +21,7 @@ from memoryd.recall.answer import (
 from memoryd.recall.context import DEFAULT_TOKENS, ContextBuilder
 from memoryd.recall.prompt import DEFAULT_TOP_K
 from memoryd.recall.search import Searcher
-from memoryd.store.base import Ledger
+from memoryd.usage import UsageMeter
 from memoryd.v1 import recall_pb2, recall_pb2_grpc
 
 _FINISH = {"stop": recall_pb2.FINISH_REASON_STOP, "length": recall_pb2.FINISH_REASON_LENGTH}
@@ -31,20 +30,20 @@ _FINISH = {"stop": recall_pb2.FINISH_REASON_STOP, "length": recall_pb2.FINISH_RE
 class RecallServicer(recall_pb2_grpc.RecallServiceServicer):
     """Recall from memories of the caller's tenant."""
 
-    def __init__(self, ledger: Ledger, searcher: Searcher, context: ContextBuilder, answerer: Answerer) -> None:
-        self._ledger = ledger
+    def __init__(self, usage: UsageMeter, searcher: Searcher, context: ContextBuilder, answerer: Answerer) -> None:
+        self._usage = usage
         self._searcher = searcher
         self._context = context
         self._answerer = answerer
 
     async def Search(self, request: recall_pb2.SearchRequest, context: Any) -> recall_pb2.SearchResponse:
         sources = await self._searcher.search(tenant(), _memories(request), request.query, request.top_k or DEFAULT_TOP_K)
-        await asyncio.to_thread(self._ledger.add_usage, tenant(), searches=1)
+        self._usage.add(tenant(), searches=1)
         return recall_pb2.SearchResponse(sources=[convert.source(s) for s in sources])
 
     async def BuildContext(self, request: recall_pb2.BuildContextRequest, context: Any) -> recall_pb2.BuildContextResponse:
         built = await self._context.build(tenant(), _memories(request), request.query, request.max_tokens or DEFAULT_TOKENS)
-        await asyncio.to_thread(self._ledger.add_usage, tenant(), searches=1)
+        self._usage.add(tenant(), searches=1)
         return recall_pb2.BuildContextResponse(
             text=built.text, sources=[convert.source(s) for s in built.sources], token_count=built.token_count
         )

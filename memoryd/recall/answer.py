@@ -19,6 +19,7 @@ from memoryd.recall.embeddings import EmbeddingStore
 from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, Block, Prompt, SoftBlock, SoftSlot, TextBlock, assemble
 from memoryd.recall.search import Searcher
 from memoryd.store.base import Ledger
+from memoryd.usage import UsageMeter
 
 DEFAULT_MAX_TOKENS = 128
 HYBRID_PASSAGES = 2  # raw passages beside the compressed embeddings
@@ -113,6 +114,7 @@ class Answerer:
         searcher: Searcher,
         embeddings: EmbeddingStore,
         models: Models,
+        usage: UsageMeter,
         max_context_tokens: int,
         max_answers: int,
     ) -> None:
@@ -120,6 +122,7 @@ class Answerer:
         self._searcher = searcher
         self._embeddings = embeddings
         self._models = models
+        self._usage = usage
         self._max_context_tokens = max_context_tokens
         self._max_answers = max_answers
         self._running = 0
@@ -161,13 +164,8 @@ class Answerer:
             usage.time_to_first_token_ms = _since(began)
             yield Text(REFUSAL)
         usage.total_ms = _since(began)
-        await asyncio.to_thread(
-            self._ledger.add_usage,
-            tenant,
-            answers=1,
-            prompt_tokens=usage.soft_tokens + usage.text_tokens,
-            output_tokens=usage.output_tokens,
-        )
+        read = usage.soft_tokens + usage.text_tokens
+        self._usage.add(tenant, answers=1, prompt_tokens=read, output_tokens=usage.output_tokens)
         yield usage
 
     async def _generate(

@@ -67,8 +67,7 @@ class Searcher:
     def _sources(self, tenant: str, by_vector: Sequence[Hit], by_text: Sequence[Hit], top_k: int) -> list[Source]:
         dense = {hit.passage: hit.score for hit in by_vector}
         fused = fuse([[h.passage for h in by_vector], [h.passage for h in by_text]])
-        live = self._ledger.get_passages(tenant, [passage for passage, _ in fused])
-        chosen = [(live[p], score) for p, score in fused if p in live][:top_k]
+        chosen = self._live(tenant, fused, top_k)
         documents = self._ledger.get_documents(tenant, sorted({p.document for p, _ in chosen}))
         texts = self._read(documents, [p for p, _ in chosen])
         return [
@@ -83,6 +82,17 @@ class Searcher:
             for passage, score in chosen
             if passage.id in texts
         ]
+
+    def _live(self, tenant: str, fused: Sequence[tuple[str, float]], top_k: int) -> list[tuple[Passage, float]]:
+        """The best `top_k` that are live. Nearly all are, so the ledger is asked for no more than are wanted at a time."""
+        chosen: list[tuple[Passage, float]] = []
+        for start in range(0, len(fused), top_k):
+            part = fused[start : start + top_k]
+            live = self._ledger.get_passages(tenant, [passage for passage, _ in part])
+            chosen += [(live[p], score) for p, score in part if p in live]
+            if len(chosen) >= top_k:
+                break
+        return chosen[:top_k]
 
     def _read(self, documents: dict[str, Document], passages: Sequence[Passage]) -> dict[str, str]:
         """Texts by passage id, without those of documents that were deleted meanwhile."""
