@@ -69,10 +69,11 @@ def main() -> None:
         base = load_base_model(ensure_base_model(arguments.model, arguments.data_dir))
         encoder = load_retrieval_encoder(arguments.data_dir)
         reader = reader_path(base.fingerprint)
-        compressor = PooledCompressor.untrained(base, 4)
+        adapters = Adapters(base, reader)
+        compressor = PooledCompressor.untrained(base, adapters, 4)
         base = replace(base, eos_ids=())  # answers of one length
     say("load, after imports", f"{taken.wall:9.2f} s wall {taken.cpu:9.2f} CPU-s")
-    runner = Runner(base, Adapters(base, reader), compressor, encoder, Limits())
+    runner = Runner(base, adapters, compressor, encoder, Limits())
     prompt = torch.randint(100, 1000, (PROMPT,)).tolist()
 
     for use_reader in [False, True] if reader else [False]:

@@ -50,6 +50,9 @@ class Settings(BaseModel):
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="where the worker runs")] = "auto"
     threads: Annotated[int, Field(ge=0, le=256, description="CPU threads of the worker; 0: one per core")] = 0
+    compressor: Annotated[
+        Path | None, Field(description="directory that `memoryd train-compressor` made; empty: the compressor of first weights")
+    ] = None
     ratio: Annotated[Literal[4, 8, 16, 32], Field(description="source tokens for each compressed embedding")] = 4
 
     max_document_bytes: Annotated[int, Field(ge=1 << 20, description="largest upload")] = 256 << 20
@@ -68,10 +71,10 @@ class Settings(BaseModel):
     def _number(cls, value: object) -> object:
         return int(value) if isinstance(value, str) and value.isdigit() else value  # as flags and environment give it
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "compressor")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser().absolute()
 
     @field_validator("listen")
     @classmethod

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm
 
+from memoryd.compress.card import Card, Gate, read_card, write_card
+from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel
-from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument
+from memoryd.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 KIND = "pooled"
 RATIOS = (4, 8, 16, 32)
-_CONFIG = "config.json"
 _WEIGHTS = "projector.safetensors"
 _SEED = 20240411  # of the first weights; any number, fixed so that everybody's untrained compressor has one fingerprint
 
@@ -64,77 +64,51 @@ class Projector(nn.Module):
         return projector
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """The verdict of the quality gate on these weights, with the figures that it rests on."""
-
-    passed: bool = False
-    figures: Mapping[str, float] = field(default_factory=dict)
-
-
 class PooledCompressor:
-    """See the module. Implements `Compressor` on a base model that it shares; any adapter on that must be disabled."""
+    """See the module. Implements `Compressor` on a base model that it shares with others, through that model's adapters."""
 
     name = KIND
 
-    def __init__(self, base: BaseModel, projector: Projector, ratio: int, gate: Gate) -> None:
+    def __init__(self, base: BaseModel, adapters: Adapters, projector: Projector, ratio: int, gate: Gate) -> None:
+        """The encoder is the base model with the adapter ENCODER; without one, the base model itself."""
         if ratio not in RATIOS:
             raise InvalidArgument(f"ratio {ratio} is not one of {', '.join(map(str, RATIOS))}")
         model: Any = base.model  # transformers types its models' attributes loosely
         self._transformer = model.base_model  # without the head: no logits are needed
         self._embed = model.get_input_embeddings()
+        self._adapters = adapters
         table_VD: Tensor = self._embed.weight
         self.ratio = ratio
         self.gate = gate
-        self.base_fingerprint = base.fingerprint
-        self.fingerprint = _fingerprint(projector, ratio, base.fingerprint)
-        self.projector = projector.to(device=table_VD.device, dtype=torch.float32).eval().requires_grad_(False)
+        self.projector = projector.to(device=table_VD.device, dtype=torch.float32)
+        self.fingerprint = _fingerprint(projector, adapters, ratio, base.fingerprint)
         self._table_rms = float(table_VD.float().pow(2).mean().sqrt())
         self._max_positions = int(model.config.max_position_embeddings)
 
     @classmethod
-    def untrained(cls, base: BaseModel, ratio: int) -> PooledCompressor:
+    def untrained(cls, base: BaseModel, adapters: Adapters, ratio: int) -> PooledCompressor:
         """The compressor of the first weights, which has passed no gate."""
-        return cls(base, Projector.untrained(base.d_model), ratio, Gate())
+        return cls(base, adapters, Projector.untrained(base.d_model).eval().requires_grad_(False), ratio, Gate())
 
     @classmethod
-    def load(cls, directory: Path, base: BaseModel) -> PooledCompressor:
-        """The compressor that `save` wrote.
+    def load(cls, directory: Path, base: BaseModel, adapters: Adapters, ratio: int) -> PooledCompressor:
+        """The compressor that `save` wrote; its encoder becomes the adapter ENCODER of the base model.
 
         Raises FingerprintMismatch where it was trained on another base model, FailedPrecondition where the directory
         is of another kind, DataLoss where it cannot be read.
         """
-        try:
-            config = json.loads((directory / _CONFIG).read_text())
-            kind, ratio, trained_on = config["name"], int(config["ratio"]), config["base_fingerprint"]
-            gate = Gate(bool(config["gate"]["passed"]), config["gate"]["figures"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataLoss(f"compressor in {directory} has no readable {_CONFIG}: {error}") from error
-        if kind != KIND:
-            raise FailedPrecondition(f"compressor in {directory} is of kind {kind!r}, not {KIND!r}")
-        if trained_on != base.fingerprint:
-            raise FingerprintMismatch(
-                f"compressor in {directory} was made for base model {trained_on}, in use is {base.fingerprint}",
-                details={"made_for": trained_on, "in_use": base.fingerprint},
-            )
+        card = read_card(directory)
+        if card.kind != KIND:
+            raise FailedPrecondition(f"compressor in {directory} is of kind {card.kind!r}, not {KIND!r}")
+        card.check_base(directory, base.fingerprint)
         projector = Projector(base.d_model)
         try:
             projector.load_state_dict(load_file(directory / _WEIGHTS))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise DataLoss(f"compressor in {directory} has no readable {_WEIGHTS}: {error}") from error
-        return cls(base, projector, ratio, gate)
-
-    def save(self, directory: Path) -> None:
-        """Write config.json and the weights, float32."""
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(_weights(self.projector), directory / _WEIGHTS)
-        config: dict[str, Any] = {
-            "name": self.name,
-            "ratio": self.ratio,
-            "base_fingerprint": self.base_fingerprint,
-            "gate": {"passed": self.gate.passed, "figures": dict(self.gate.figures)},
-        }
-        (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        if (directory / ENCODER).is_dir():
+            adapters.load(ENCODER, directory / ENCODER)
+        return cls(base, adapters, projector.eval().requires_grad_(False), ratio, card.gate(ratio))
 
     @property
     def gate_passed(self) -> bool:
@@ -143,14 +117,16 @@ class PooledCompressor:
     @torch.inference_mode()
     def compress(self, chunks: Sequence[Sequence[int]]) -> list[Tensor]:
         """See `Compressor`. Tensors are [ceil(tokens / ratio), d_model] in the base model's dtype, on its device."""
-        if not chunks:
-            return []
+        return self.encode(chunks, self.ratio) if chunks else []
+
+    def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[Tensor]:
+        """`compress` at any ratio, with gradients: what training runs."""
         lengths = [len(chunk) for chunk in chunks]
         if min(lengths) == 0:
             raise InvalidArgument("a chunk has no tokens")
         if max(lengths) > self._max_positions:
             raise InvalidArgument(f"a chunk has {max(lengths)} tokens, the base model takes {self._max_positions}")
-        B, r = len(chunks), self.ratio
+        B, r = len(chunks), ratio
         L = -(-max(lengths) // r) * r  # whole groups
         ids_BL = torch.zeros(B, L, dtype=torch.long)
         for row, chunk in enumerate(chunks):
@@ -164,12 +140,23 @@ class PooledCompressor:
         embed_BLD = self._embed(ids_BL)
         # A mask of four dimensions is used as it is, instead of a causal one: every position sees the real ones.
         mask_B1LL = real_BL[:, None, None, :].expand(B, 1, L, L)
-        encoded = self._transformer(inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False)
+        with self._adapters.using(ENCODER):
+            encoded = self._transformer(inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False)
 
         e_BGD = _pool(embed_BLD, real_BL, r) / self._table_rms
         soft_BGD = rms_norm(e_BGD + self.projector(_pool(encoded.last_hidden_state, real_BL, r)), (embed_BLD.shape[-1],))
         soft_BGD = (self.projector.scale * self._table_rms * soft_BGD).to(embed_BLD.dtype)
         return [soft_GD[: -(-length // r)] for soft_GD, length in zip(soft_BGD, lengths, strict=True)]
+
+
+def save(
+    directory: Path, base: BaseModel, base_name: str, adapters: Adapters, projector: Projector, gates: Mapping[int, Gate]
+) -> None:
+    """Write the directory that `PooledCompressor.load` reads: projector in float32, encoder in float16."""
+    write_card(directory, Card(KIND, base.fingerprint, gates))
+    save_file(_weights(projector), directory / _WEIGHTS)
+    if adapters.has(ENCODER):
+        adapters.save(ENCODER, directory / ENCODER, base_name)
 
 
 def _pool(x_BLD: Tensor, real_BL: Tensor, r: int) -> Tensor:
@@ -184,9 +171,10 @@ def _weights(projector: Projector) -> dict[str, Tensor]:
     return {name: tensor.float().cpu().contiguous() for name, tensor in sorted(projector.state_dict().items())}
 
 
-def _fingerprint(projector: Projector, ratio: int, base_fingerprint: str) -> str:
+def _fingerprint(projector: Projector, adapters: Adapters, ratio: int, base_fingerprint: str) -> str:
     digest = hashlib.sha256(json.dumps([KIND, ratio, base_fingerprint]).encode())
-    for name, tensor in _weights(projector).items():
+    encoder = adapters.state(ENCODER) if adapters.has(ENCODER) else {}
+    for name, tensor in [*_weights(projector).items(), *encoder.items()]:
         digest.update(json.dumps([name, list(tensor.shape)]).encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -71,13 +71,14 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
 
     path = ensure_base_model(arguments.model, arguments.data_dir)
     base = load_base_model(path, dtype, device)
-    if arguments.compressor:
-        compressor = PooledCompressor.load(arguments.compressor, base)
-    else:
-        compressor = PooledCompressor.untrained(base, arguments.ratio)
     reader = reader_path(base.fingerprint)
+    adapters = Adapters(base, reader)
+    if arguments.compressor:
+        compressor = PooledCompressor.load(arguments.compressor, base, adapters, arguments.ratio)
+    else:
+        compressor = PooledCompressor.untrained(base, adapters, arguments.ratio)
     encoder = load_retrieval_encoder(arguments.data_dir, device)
-    return Runner(base, Adapters(base, reader), compressor, encoder, limits), pb.DescribeResponse(
+    return Runner(base, adapters, compressor, encoder, limits), pb.DescribeResponse(
         device=device,
         dtype=dtype,
         model_path=str(path),

@@ -34,6 +34,7 @@ class WorkerProcess(ChildProcess):
                 command=(
                     *(sys.executable, "-m", "memoryd.worker", "--socket", str(self.socket)),
                     *("--data-dir", str(settings.data_dir), "--model", settings.model, "--ratio", str(settings.ratio)),
+                    *(("--compressor", str(settings.compressor)) if settings.compressor else ()),
                     *("--threads", str(settings.threads), "--device", settings.device, "--parent", str(os.getpid())),
                     *("--log-level", settings.log_level, "--log-format", "json"),
                 ),

@@ -40,7 +40,13 @@ def make_base(kind: str, path: Path, seed: int = 0) -> BaseModel:
 
 
 def make_runner(base: BaseModel, reader: Path | None = None, limits: Limits | None = None) -> Runner:
-    return Runner(base, Adapters(base, reader), PooledCompressor.untrained(base, 4), Encoder(), limits or Limits(prefill=16))
+    adapters = Adapters(base, reader)
+    return Runner(base, adapters, PooledCompressor.untrained(base, adapters, 4), Encoder(), limits or Limits(prefill=16))
+
+
+def untrained(base: BaseModel, ratio: int = 4) -> PooledCompressor:
+    """What `make_runner` compresses with; it needs no adapters of its own."""
+    return PooledCompressor.untrained(base, Adapters(base), ratio)
 
 
 def make_reader(kind: str, seed: int, model: Path, out: Path) -> Path:

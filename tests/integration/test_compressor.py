@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from memoryd.compress.pooled import Gate, PooledCompressor, Projector
+from memoryd.compress.card import Gate
+from memoryd.compress.pooled import PooledCompressor, Projector, save
+from memoryd.engine.adapters import ENCODER, Adapters, LoraLinear
 from memoryd.engine.base_model import BaseModel, load_base_model
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument
 from tests.tiny_models import make_tiny_model
@@ -23,13 +25,30 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def trained(base: BaseModel, ratio: int = 4) -> PooledCompressor:
     """As after training: no weight is zero, so every part of the compressor shows in what it makes."""
+    adapters, projector = parts(base)
+    return PooledCompressor(base, adapters, projector, ratio, Gate(passed=True, figures={"f1": 0.5}))
+
+
+def parts(base: BaseModel) -> tuple[Adapters, Projector]:
     torch.manual_seed(3)
-    projector = Projector(base.d_model)
+    projector, adapters = Projector(base.d_model), fresh(base)
     with torch.no_grad():
-        for parameter in projector.parameters():
-            parameter.normal_(std=0.5)
+        for parameter in [*projector.parameters(), *adapters.create(ENCODER, rank=4, alpha=8)]:
+            parameter.normal_(std=0.3)
         projector.scale.fill_(1.3)
-    return PooledCompressor(base, projector, ratio, Gate(passed=True, figures={"f1": 0.5}))
+    return adapters, projector.eval().requires_grad_(False)
+
+
+def fresh(base: BaseModel) -> Adapters:
+    """A base model has one `Adapters` at a time; in these tests, which share it, the last one."""
+    for path, layer in list(base.model.named_modules()):
+        if isinstance(layer, LoraLinear):
+            base.model.set_submodule(path, layer.base)
+    return Adapters(base)
+
+
+def untrained(base: BaseModel, ratio: int = 4) -> PooledCompressor:
+    return PooledCompressor.untrained(base, fresh(base), ratio)
 
 
 def table_rms(base: BaseModel) -> float:
@@ -57,7 +76,7 @@ def test_every_token_sees_the_whole_chunk(base: BaseModel) -> None:
 
 
 def test_output_rms_is_that_of_token_embeddings(base: BaseModel) -> None:
-    for x_KD in PooledCompressor.untrained(base, 4).compress(CHUNKS):
+    for x_KD in untrained(base).compress(CHUNKS):
         rms_K = x_KD.pow(2).mean(-1).sqrt()
         torch.testing.assert_close(rms_K, torch.full_like(rms_K, table_rms(base)), rtol=1e-3, atol=0)
     for x_KD in trained(base).compress(CHUNKS):  # whatever was learned, the learned scale alone moves it
@@ -68,44 +87,92 @@ def test_output_rms_is_that_of_token_embeddings(base: BaseModel) -> None:
 def test_untrained_it_is_the_mean_of_the_groups_token_embeddings(base: BaseModel) -> None:
     chunk = [5, 9, 4, 17, 80, 81]
     mean_KD = torch.stack([base.model.get_input_embeddings()(torch.tensor(g)).mean(0) for g in (chunk[:4], chunk[4:])])
-    made_KD = PooledCompressor.untrained(base, 4).compress([chunk])[0]
+    made_KD = untrained(base).compress([chunk])[0]
     torch.testing.assert_close(torch.cosine_similarity(made_KD, mean_KD), torch.ones(2))
 
 
 def test_fingerprint_is_of_weights_ratio_and_base_model(base: BaseModel) -> None:
-    one = PooledCompressor.untrained(base, 4)
-    assert one.fingerprint == PooledCompressor.untrained(base, 4).fingerprint
-    assert len({one.fingerprint, PooledCompressor.untrained(base, 8).fingerprint, trained(base).fingerprint}) == 3
+    one = untrained(base)
+    assert one.fingerprint == untrained(base).fingerprint
+    assert len({one.fingerprint, untrained(base, 8).fingerprint, trained(base).fingerprint}) == 3
     assert not one.gate_passed
 
 
+def write(base: BaseModel, directory: Path) -> None:
+    adapters, projector = parts(base)
+    save(directory, base, "tiny", adapters, projector, {8: Gate(True, {"f1": 0.5})})
+
+
 def test_saved_and_loaded_it_is_the_same(base: BaseModel, tmp_path: Path) -> None:
-    saved = trained(base, 8)
-    saved.save(tmp_path)
-    loaded = PooledCompressor.load(tmp_path, base)
-    assert (loaded.fingerprint, loaded.ratio, loaded.gate) == (saved.fingerprint, 8, Gate(True, {"f1": 0.5}))
-    assert torch.equal(loaded.compress(CHUNKS)[1], saved.compress(CHUNKS)[1])
+    write(base, tmp_path)
+    want = trained(base, 8).compress(CHUNKS)[1]
+    loaded = PooledCompressor.load(tmp_path, base, fresh(base), 8)
+    assert (loaded.ratio, loaded.gate) == (8, Gate(True, {"f1": 0.5}))
+    torch.testing.assert_close(loaded.compress(CHUNKS)[1], want, rtol=1e-2, atol=1e-2)  # the encoder is kept in half precision
+    assert loaded.fingerprint == PooledCompressor.load(tmp_path, base, fresh(base), 8).fingerprint
+    other = PooledCompressor.load(tmp_path, base, fresh(base), 4)
+    assert other.fingerprint != loaded.fingerprint
+    assert not other.gate_passed, "each ratio has its own gate"
+
+
+def test_the_encoder_is_an_adapter_that_others_do_not_see(base: BaseModel) -> None:
+    ids = torch.tensor([[5, 9, 4, 17]])
+    fresh(base)
+    before = base.model(input_ids=ids).logits
+    adapters, projector = parts(base)
+    compressor = PooledCompressor(base, adapters, projector, 4, Gate())
+    with_encoder = compressor.compress(CHUNKS)[1]
+    assert torch.equal(base.model(input_ids=ids).logits, before)
+    adapters.load_state(ENCODER, {key: torch.zeros_like(value) for key, value in adapters.state(ENCODER).items()})
+    assert (with_encoder - compressor.compress(CHUNKS)[1]).abs().max() > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT asks for it
+def test_peft_reads_the_encoder(base: BaseModel, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    write(base, tmp_path)
+    adapters, _ = parts(base)
+    ids = torch.tensor([[5, 9, 4, 17]])
+    with adapters.using(ENCODER):
+        want = base.model(input_ids=ids).logits
+    fresh(base)
+    peft = PeftModel.from_pretrained(base.model, tmp_path / ENCODER)
+    torch.testing.assert_close(peft(input_ids=ids).logits, want, rtol=1e-2, atol=1e-2)
+    peft.unload()
+
+
+def test_training_reaches_encoder_and_projector(base: BaseModel) -> None:
+    adapters = fresh(base)
+    encoder = adapters.create(ENCODER, rank=4, alpha=8)
+    projector = Projector.untrained(base.d_model)
+    with torch.no_grad():
+        projector.down.weight.normal_(std=0.1)
+    soft = PooledCompressor(base, adapters, projector, 4, Gate()).encode(CHUNKS, 8)
+    torch.cat(soft).pow(2).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in [*encoder, *projector.parameters()])
+    assert sum(float(p.grad.abs().sum()) for p in encoder if p.grad is not None) > 0
 
 
 def test_another_base_model_is_refused_naming_both(base: BaseModel, tmp_path: Path) -> None:
-    trained(base).save(tmp_path)
+    write(base, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "base_fingerprint": "another"}))
     with pytest.raises(FingerprintMismatch, match=f"another.*{base.fingerprint}"):
-        PooledCompressor.load(tmp_path, base)
+        PooledCompressor.load(tmp_path, base, fresh(base), 4)
 
 
 def test_a_broken_directory_is_refused(base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(DataLoss, match="config"):
-        PooledCompressor.load(tmp_path, base)
-    trained(base).save(tmp_path)
+        PooledCompressor.load(tmp_path, base, fresh(base), 4)
+    write(base, tmp_path)
     (tmp_path / "projector.safetensors").write_bytes(b"broken")
     with pytest.raises(DataLoss, match="projector"):
-        PooledCompressor.load(tmp_path, base)
+        PooledCompressor.load(tmp_path, base, fresh(base), 4)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "name": "icae"}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "kind": "icae"}))
     with pytest.raises(FailedPrecondition, match="icae"):
-        PooledCompressor.load(tmp_path, base)
+        PooledCompressor.load(tmp_path, base, fresh(base), 4)
 
 
 @pytest.mark.parametrize("chunk", [[], [0] * 5000, [-1], [600]])

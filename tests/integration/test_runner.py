@@ -16,14 +16,13 @@ from peft import PeftModel
 from torch import Tensor
 
 from memoryd.compress.codec import CompressedEmbeddings
-from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, TokenIds
 from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Decode, Limits
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument, MemorydError
-from tests.integration.engine_parts import make_base, make_reader, make_runner, run, text
+from tests.integration.engine_parts import make_base, make_reader, make_runner, run, text, untrained
 
 KINDS = ["llama", "qwen3", "mistral"]
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -67,7 +66,7 @@ def greedy(ids: Sequence[int], tokens: int = 24, **kwargs: Any) -> Generation:
 
 def soft_of(base: BaseModel, chunk: Sequence[int]) -> tuple[Soft, Tensor]:
     """A soft segment and the same as a tensor."""
-    x_KD = PooledCompressor.untrained(base, 4).compress([chunk])[0].to(torch.bfloat16)
+    x_KD = untrained(base).compress([chunk])[0].to(torch.bfloat16)
     return Soft(CompressedEmbeddings(x_KD.view(torch.uint16).numpy().tobytes(), len(x_KD))), x_KD.float()
 
 
@@ -108,7 +107,7 @@ def test_soft_segments_stand_where_they_are_put(base: BaseModel) -> None:
     embeds_1TD = torch.cat([embed(first), x_KD, embed(last)])[None]
     segments: list[Segment] = [TokenIds(PROMPTS[0]), soft, TokenIds(PROMPTS[3])]
     runner = make_runner(base)
-    fingerprint = PooledCompressor.untrained(base, 4).fingerprint
+    fingerprint = untrained(base).fingerprint
     runner.generate(1, Generation(segments, 24, compressor_fingerprint=fingerprint))
     mask_1T = torch.ones(embeds_1TD.shape[:2], dtype=torch.long)
     want = reference(base.model, base, 24, inputs_embeds=embeds_1TD, attention_mask=mask_1T)
@@ -122,7 +121,7 @@ def test_the_reader_is_applied_where_asked_and_nowhere_else(tmp_path: Path) -> N
     for kind in KINDS:
         reader = make_reader(kind, 0, tmp_path / f"{kind}-r", tmp_path / f"{kind}-reader")
         base, plain = (make_base(kind, tmp_path / f"{kind}-{name}") for name in ("base", "plain"))
-        soft = PooledCompressor.untrained(plain, 4).compress([PROMPTS[1]])[0]
+        soft = untrained(plain).compress([PROMPTS[1]])[0]
         without = reference(plain.model, plain, 24, **of_ids(PROMPTS[1]))
         with_reader = reference(PeftModel.from_pretrained(plain.model, reader), plain, 24, **of_ids(PROMPTS[1]))
         assert with_reader != without, "the reader must matter here"
@@ -130,7 +129,7 @@ def test_the_reader_is_applied_where_asked_and_nowhere_else(tmp_path: Path) -> N
         runner = make_runner(base, reader)
         runner.generate(1, greedy(PROMPTS[1], use_reader=True))
         runner.generate(2, greedy(PROMPTS[1]))
-        runner.compress(3, [PROMPTS[1]], PooledCompressor.untrained(base, 4).fingerprint)
+        runner.compress(3, [PROMPTS[1]], untrained(base).fingerprint)
         values = run(runner)
         assert (text(values[1]), text(values[2])) == (with_reader, without)
         made = values[3][0]
@@ -188,7 +187,7 @@ def test_cancelled_at_any_moment_nothing_is_held(llama: BaseModel) -> None:
         runner = make_runner(llama)
         runner.generate(1, greedy(PROMPTS[1], 50))
         runner.generate(2, greedy(PROMPTS[0], 50))
-        runner.compress(3, PROMPTS * 3, PooledCompressor.untrained(llama, 4).fingerprint)
+        runner.compress(3, PROMPTS * 3, untrained(llama).fingerprint)
         runner.embed(4, ["a"] * 9, urgent=False)
         for _ in range(steps):
             runner.step()
@@ -200,7 +199,7 @@ def test_cancelled_at_any_moment_nothing_is_held(llama: BaseModel) -> None:
 def test_decode_never_waits_for_more_than_one_step_of_compression(llama: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = make_runner(llama, limits=Limits(compress=32))
     runner.generate(1, greedy(PROMPTS[0], 200))
-    runner.compress(2, [list(range(30))] * 500, PooledCompressor.untrained(llama, 4).fingerprint)
+    runner.compress(2, [list(range(30))] * 500, untrained(llama).fingerprint)
     kinds, following = [], runner._scheduler.next
     monkeypatch.setattr(runner._scheduler, "next", lambda: kinds.append(type(step := following())) or step)
     values: list[Any] = []
@@ -264,7 +263,7 @@ def test_the_end_of_turn_ends_and_is_not_said(llama: BaseModel) -> None:
 def test_the_first_event_carries_the_times(llama: BaseModel) -> None:
     ticks = iter(range(1000))
     runner = Runner(
-        llama, make_runner(llama)._adapters, PooledCompressor.untrained(llama, 4), make_runner(llama)._encoder, Limits(),
+        llama, make_runner(llama)._adapters, untrained(llama), make_runner(llama)._encoder, Limits(),
         clock=lambda: float(next(ticks)),
     )  # fmt: skip
     runner.generate(1, greedy(PROMPTS[0], 3))
@@ -298,7 +297,7 @@ def test_soft_segments_of_another_compressor_or_shape_are_refused(llama: BaseMod
     soft, _ = soft_of(llama, PROMPTS[1])
     with pytest.raises(FingerprintMismatch, match="other"):
         runner.generate(1, Generation([soft], 5, compressor_fingerprint="other"))
-    fingerprint = PooledCompressor.untrained(llama, 4).fingerprint
+    fingerprint = untrained(llama).fingerprint
     narrow = Generation([Soft(CompressedEmbeddings(bytes(100), 1))], 5, compressor_fingerprint=fingerprint)
     with pytest.raises(InvalidArgument, match="64"):
         runner.generate(1, narrow)
@@ -308,7 +307,7 @@ def test_soft_segments_of_another_compressor_or_shape_are_refused(llama: BaseMod
 
 def test_a_chunk_that_cannot_be_compressed_does_not_harm_its_neighbours(llama: BaseModel) -> None:
     runner = make_runner(llama)
-    fingerprint = PooledCompressor.untrained(llama, 4).fingerprint
+    fingerprint = untrained(llama).fingerprint
     runner.compress(1, [[5] * 9], fingerprint)
     for bad in ([], [600], [5] * 5000):
         with pytest.raises(InvalidArgument, match="chunk 1"):
@@ -329,7 +328,7 @@ def test_texts_come_back_in_order_of_their_index(llama: BaseModel) -> None:
 
 def test_a_step_that_fails_ends_its_calls_and_no_others(llama: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = make_runner(llama)
-    fingerprint = PooledCompressor.untrained(llama, 4).fingerprint
+    fingerprint = untrained(llama).fingerprint
 
     def fail(*_: object) -> None:
         raise RuntimeError("the secret text of a chunk")

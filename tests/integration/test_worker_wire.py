@@ -12,7 +12,6 @@ import grpc
 import numpy as np
 import pytest
 
-from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.request import Generation, TokenIds
 from memoryd.engine.runner import Runner
 from memoryd.errors import (
@@ -30,7 +29,7 @@ from memoryd.worker.loop import Loop
 from memoryd.worker.server import OPTIONS, WorkerServicer
 from memoryd.worker.v1 import worker_pb2 as pb
 from memoryd.worker.v1 import worker_pb2_grpc
-from tests.integration.engine_parts import make_base, make_runner, run, text
+from tests.integration.engine_parts import make_base, make_runner, run, text, untrained
 
 PROMPT = list(range(20, 60))
 LONG = Generation([TokenIds(PROMPT)], 4000)
@@ -75,7 +74,7 @@ async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
             await client.embed(["a"])
         loaded, _ = loop.start()
         await loaded
-        yield Wire(client, runner, loop, servicer, PooledCompressor.untrained(base, 4).fingerprint)
+        yield Wire(client, runner, loop, servicer, untrained(base).fingerprint)
     await server.stop(0)
     await loop.stop()
 
