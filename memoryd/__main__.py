@@ -1,4 +1,4 @@
-"""`memoryd serve | doctor | reindex | demo`."""
+"""`memoryd serve | doctor | reindex | demo | train-compressor`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         _add_settings(commands.add_parser(name, help=purpose, allow_abbrev=False))  # a beginning of a flag is no flag
     commands.add_parser("demo", help="write a book into a daemon and ask it questions", add_help=False)
+    commands.add_parser("train-compressor", help="train a compressor for a base model", add_help=False)
     return parser
 
 
@@ -50,6 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         from memoryd import demo
 
         return demo.main(rest)
+    if arguments.command == "train-compressor":
+        from memoryd.learn import train_compressor_cli
+
+        return train_compressor_cli.main(rest)
     if rest:
         help_ = f"memoryd {arguments.command} --help"
         print(f"memoryd {arguments.command}: no such setting: {rest[0]} (see {help_})", file=sys.stderr)

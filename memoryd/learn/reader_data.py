@@ -13,7 +13,7 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,17 @@ def passages_of(text: str, base: Counter, retrieval: Counter) -> list[tuple[int,
     return [(p.start, c.text_of(p)) for c in chunk_text("", [text], base, retrieval) for p in c.passages]
 
 
-def load_article(row: dict[str, Any], base: Counter, retrieval: Counter) -> Article:
-    """A row of squad.jsonl as an article; questions whose answer straddles two passages are left out."""
-    placed = passages_of(row["text"], base, retrieval)
+def chunks_of(text: str, base: Counter, retrieval: Counter) -> list[tuple[int, str]]:
+    """(start, text) of each chunk of a document."""
+    return [(c.chunk.start, c.text) for c in chunk_text("", [text], base, retrieval)]
+
+
+Spans = Callable[[str, Counter, Counter], list[tuple[int, str]]]
+
+
+def load_article(row: dict[str, Any], base: Counter, retrieval: Counter, spans: Spans = passages_of) -> Article:
+    """A row of squad.jsonl as an article of such spans; questions whose answer straddles two of them are left out."""
+    placed = spans(row["text"], base, retrieval)
     texts = [text for _, text in placed]
     starts = [0]
     for paragraph in row["text"].split("\n\n"):
@@ -100,11 +108,14 @@ def holds(text: str, answers: list[str]) -> bool:
 
 
 class ReaderData:
-    """Packs without end, the same ones for the same seed. The least used question comes next."""
+    """Packs without end, the same ones for the same seed. The least used question comes next.
 
-    def __init__(self, folder: Path, base: Counter, retrieval: Counter, seed: int) -> None:
+    Blocks are passages, as retrieval finds them, or with ``spans=chunks_of`` chunks, as they are compressed.
+    """
+
+    def __init__(self, folder: Path, base: Counter, retrieval: Counter, seed: int, spans: Spans = passages_of) -> None:
         self._random = random.Random(seed)
-        self._articles = [load_article(r, base, retrieval) for r in read_rows(folder / "squad.jsonl.xz")]
+        self._articles = [load_article(r, base, retrieval, spans) for r in read_rows(folder / "squad.jsonl.xz")]
         self._nq = [r for r in read_rows(folder / "nq_open_oracle.jsonl.xz") if _nq_answer(r)]
         self._boolq = read_rows(folder / "boolq.jsonl.xz")
         self._wiki = [
@@ -112,7 +123,7 @@ class ReaderData:
             for r in read_rows(folder / "passages_2wiki.jsonl.xz")
             if 20 < len(r["text"].split()) < 150
         ]
-        self._meetings = [_meeting(r, base, retrieval) for r in read_rows(folder / "qmsum.jsonl.xz")]
+        self._meetings = [_meeting(r, base, retrieval, spans) for r in read_rows(folder / "qmsum.jsonl.xz")]
 
     def packs(self) -> Iterator[Pack]:
         kinds, weights = list(_MIXTURE), list(_MIXTURE.values())
@@ -265,10 +276,10 @@ class _Meeting:
     index: Bm25
 
 
-def _meeting(row: dict[str, Any], base: Counter, retrieval: Counter) -> _Meeting:
+def _meeting(row: dict[str, Any], base: Counter, retrieval: Counter, spans: Spans) -> _Meeting:
     text = re.sub(r"\s*\{\w+\}", "", row["text"])
     text = re.sub(r" ([.,?!])", r"\1", text).replace(" '", "'")
-    passages = [passage for _, passage in passages_of(text, base, retrieval)]
+    passages = [passage for _, passage in spans(text, base, retrieval)]
     short = [(qa["question"], qa["answers"][0].strip()) for qa in row["qa"]]
     return _Meeting("Meeting", passages, [(q, a) for q, a in short if len(a.split()) <= 40], Bm25(passages))
 

@@ -57,7 +57,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     from memoryd.compress.pooled import PooledCompressor
     from memoryd.engine.adapters import Adapters
     from memoryd.engine.base_model import ensure_base_model, load_base_model
-    from memoryd.engine.reader import reader_fingerprint, reader_path
+    from memoryd.engine.reader import reader_fingerprint
     from memoryd.engine.retrieval_encoder import load_retrieval_encoder
     from memoryd.engine.runner import Runner
     from memoryd.engine.scheduler import Limits
@@ -71,7 +71,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
 
     path = ensure_base_model(arguments.model, arguments.data_dir)
     base = load_base_model(path, dtype, device)
-    reader = reader_path(base.fingerprint)
+    reader = _reader(arguments.compressor, base.fingerprint)
     adapters = Adapters(base, reader)
     if arguments.compressor:
         compressor = PooledCompressor.load(arguments.compressor, base, adapters, arguments.ratio)
@@ -95,6 +95,15 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
         encoder_dim=encoder.dim,
         reader=f"reader-{reader_fingerprint(reader)}" if reader else "",
     )
+
+
+def _reader(compressor: Path | None, base_fingerprint: str) -> Path | None:
+    """The one that was trained along with the compressor, which reads what that makes; else the one that ships."""
+    from memoryd.engine.adapters import READER
+    from memoryd.engine.reader import reader_path
+
+    own = compressor / READER if compressor else None
+    return own if own and own.is_dir() else reader_path(base_fingerprint)
 
 
 async def _serve(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,101 @@
+"""Checkpoints that survive a kill at any moment, and the metrics that are kept beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from memoryd.engine.adapters import Adapters
+
+METRICS = "metrics.jsonl"
+_WINDOW = 25  # steps of a running mean in the plot
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How to read and set the weights of one part."""
+
+    get: Callable[[], dict[str, Tensor]]
+    set: Callable[[dict[str, Tensor]], object]
+
+
+def of_module(module: torch.nn.Module) -> Weights:
+    return Weights(lambda: {name: value.detach().cpu() for name, value in module.state_dict().items()}, module.load_state_dict)
+
+
+def of_adapter(adapters: Adapters, name: str) -> Weights:
+    return Weights(lambda: adapters.state(name), lambda state: adapters.load_state(name, state))
+
+
+def save(
+    out: Path,
+    weights: Mapping[str, Weights],
+    optimizer: torch.optim.Optimizer,
+    recipe: Mapping[str, Any],
+    progress: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint beside the last one, then put it in its place."""
+    import torch
+    from safetensors.torch import save_file
+
+    building, target, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    for name, part in weights.items():
+        save_file(part.get(), building / f"{name}.safetensors")
+    torch.save(optimizer.state_dict(), building / "optimizer.pt")
+    (building / "state.json").write_text(json.dumps({"recipe": recipe, "progress": progress}, indent=1))
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    building.rename(target)
+
+
+def resume(out: Path, weights: Mapping[str, Weights], optimizer: torch.optim.Optimizer, device: str = "cpu") -> dict[str, Any]:
+    """Load the last whole checkpoint of ``out``; returns its progress, empty where there is none."""
+    import torch
+    from safetensors.torch import load_file
+
+    found = next((p for name in ("checkpoint", "checkpoint.old") if (p := out / name / "state.json").is_file()), None)
+    if found is None:
+        return {}
+    for name, part in weights.items():
+        part.set(load_file(found.parent / f"{name}.safetensors"))
+    optimizer.load_state_dict(torch.load(found.parent / "optimizer.pt", weights_only=True, map_location=device))
+    progress: dict[str, Any] = json.loads(found.read_text())["progress"]
+    return progress
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    """The logged rows in order; a step that was done again after a kill counts once, as it was done last."""
+    rows = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+    return sorted({row["step"]: row for row in rows}.values(), key=lambda row: row["step"])
+
+
+def plot(out: Path, x: str, series: Sequence[str], title: str) -> None:
+    """``out``/loss.png: the running mean of each series over ``x``."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    rows = metrics(out)
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for name in series:
+        points = [(row[x], row[name]) for row in rows if name in row]
+        values = [value for _, value in points]
+        means = [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - _WINDOW + 1) : i + 1])]
+        if points:
+            axes.plot([at for at, _ in points], means, label=f"{name}, mean of {_WINDOW} steps")
+    axes.set(xlabel=x.replace("_", " "), ylabel="loss", title=title)
+    axes.legend()
+    figure.savefig(out / "loss.png", dpi=120, bbox_inches="tight")
+    plt.close(figure)

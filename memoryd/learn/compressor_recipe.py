@@ -1,0 +1,99 @@
+"""Recipes of training a compressor: stages, each a mixture of what is asked of compressed embeddings.
+
+What is known (ARC-Encoder, Kyutai 2025): pooling beats learned summary tokens at the same budget; a fifth to a half of
+reconstruction in the mix; never finetune at a higher ratio than was pretrained, so all ratios are there from early on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+RATIOS = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is done for a while. Rates of 0 leave a part as it is; each stage has its own warm-up and cosine."""
+
+    name: str
+    steps: int
+    texts: int = 0
+    """Text samples in a step, of up to 512 source tokens each."""
+    repeat: float = 0.25
+    """The share of them that is to be repeated; the others are continued."""
+    follow: int = 192
+    """Tokens that continue a text sample."""
+    packs: int = 0
+    """Question packs in a step."""
+    divergence: float = 0.5
+    """Weight of KL(teacher || reader) beside the answers' cross-entropy; the teacher reads the text itself."""
+    ratios: tuple[int, ...] = RATIOS
+    projector_rate: float = 0.0
+    encoder_rate: float = 0.0
+    reader_rate: float = 0.0
+
+    def schedule(self, step: int) -> float:
+        """The factor of all rates at a step of this stage, from 0: warm-up over a twentieth, then a cosine to a fiftieth."""
+        warm = max(1, self.steps // 20)
+        if step < warm:
+            return (step + 1) / warm
+        progress = (step - warm) / max(1, self.steps - warm)
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that decides the result."""
+
+    stages: tuple[Stage, ...]
+    seed: int = 1
+    encoder_rank: int = 32
+    reader_rank: int = 16
+    micro: int = 4
+    """Samples that go through the models at a time; more take more memory and give the same result."""
+    clip: float = 1.0
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def at(self, step: int) -> tuple[Stage, int]:
+        """The stage of a step, and the step's number within it."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        raise IndexError("the recipe is over")
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same with so many times the steps, at least one of each stage."""
+        return replace(self, stages=tuple(replace(s, steps=max(1, round(s.steps * factor))) for s in self.stages))
+
+
+RECIPES: Mapping[str, Recipe] = {
+    # About 64k source tokens a step. 80 + 1900 + 900 steps are some 170M of them: half an hour on one H200.
+    "gpu": Recipe(
+        stages=(
+            Stage("projector", 80, texts=128, repeat=0.5, ratios=(4,), projector_rate=1e-3),
+            Stage("encoder", 1900, texts=128, projector_rate=3e-4, encoder_rate=3e-4),
+            Stage(
+                "answers", 900, texts=32, packs=24, projector_rate=1e-4, encoder_rate=1e-4, reader_rate=3e-4,
+            ),
+        ),
+        encoder_rank=64,
+        micro=32,
+    ),
+    # Straight to the questions at one ratio: 200 to 400 source tokens a second are too few for anything else.
+    "cpu": Recipe(
+        stages=(
+            Stage(
+                "answers", 2000, texts=1, repeat=0.7, follow=128, packs=1, divergence=0.0, ratios=(4,),
+                projector_rate=1e-3, encoder_rate=5e-4, reader_rate=2e-4,
+            ),
+        ),
+        encoder_rank=32,
+        micro=1,
+    ),
+}  # fmt: skip

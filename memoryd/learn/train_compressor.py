@@ -1,0 +1,195 @@
+"""`memoryd train-compressor`: trains a pooled compressor for a base model, and the reader that reads what it makes.
+
+    memoryd train-compressor --corpus DIR --qa DIR --out DIR --recipe cpu|gpu
+
+Reads like the recipe it is: samples in, the base model's loss on what it is to say after compressed embeddings, AdamW,
+a checkpoint every few minutes. The base model itself is frozen; what learns are the projector, the encoder (an adapter
+without the causal mask) and, on questions, the reader. A killed run continues where it stood, with the same curve.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memoryd.engine.adapters import ENCODER, READER
+from memoryd.engine.base_model import load_base_model
+from memoryd.engine.reader import reader_path
+from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
+from memoryd.learn import checkpoint
+from memoryd.learn.compressor_data import Corpus, QuestionData, TextData
+from memoryd.learn.compressor_parts import TEACHER, Parts, Progress, build
+from memoryd.learn.compressor_recipe import Recipe, Stage
+from memoryd.learn.export_compressor import export
+from memoryd.learn.reader_data import Pack, ReaderData, chunks_of
+from memoryd.learn.soft_packing import Predicted, SoftPack, predict
+
+if TYPE_CHECKING:
+    import torch
+
+_BETAS = (0.9, 0.95)
+
+
+def train(
+    path: Path,
+    recipe: Recipe,
+    corpus: Path,
+    qa: Path,
+    out: Path,
+    device: str = "cpu",
+    minutes: float = math.inf,
+    checkpoint_every: float = 300,
+    stop_at: int | None = None,
+    model: str = "the base model",
+    hardware: str = "a CPU",
+    say: Callable[[str], None] = print,
+) -> Progress:
+    """Train until the recipe's end, or until `minutes` are over or step `stop_at` is reached, to go on later.
+
+    `path` is the base model's directory; `corpus` holds texts, `qa` questions (see `reader_data`); checkpoints, metrics and
+    curves go to `out`, and what was trained so far to `out`/compressor. `model` and `hardware` are for its card.
+    """
+    import torch
+
+    out.mkdir(parents=True, exist_ok=True)
+    base = load_base_model(path, "bfloat16" if device.startswith("cuda") else "float32", device)
+    parts = build(base, path, recipe, reader_path(base.fingerprint))
+    optimizer = torch.optim.AdamW(
+        [{"params": parameters, "name": name} for name, parameters in parts.groups.items()], betas=_BETAS, weight_decay=0.0
+    )
+    progress = Progress(**checkpoint.resume(out, _weights(parts), optimizer, device))
+    say(f"continuing at step {progress.step} of {recipe.steps}" if progress.step else f"starting: {recipe.steps} steps")
+    texts = TextData(Corpus(corpus, parts.tokenizer), parts.tokenizer, recipe.seed)
+    questions = _questions(parts, recipe, qa) if any(stage.packs for stage in recipe.stages) else None
+    packs = islice(questions.packs(), progress.packs, None) if questions else iter(())
+    begun = saved = time.monotonic()
+    end = min(recipe.steps, stop_at or recipe.steps)
+    while progress.step < end and time.monotonic() - begun < minutes * 60:
+        started = time.monotonic()
+        row = _step(parts, recipe, optimizer, progress, texts, questions, packs)
+        progress.step += 1
+        progress.seconds += time.monotonic() - started
+        _log(out, recipe, progress, row, say)
+        if time.monotonic() - saved > checkpoint_every:
+            checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress))
+            saved = time.monotonic()
+    checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress))
+    checkpoint.plot(out, "source_tokens", ("repeat", "continue", "answer"), "Training the compressor")
+    target = export(
+        parts, recipe, progress, out, model, f"{texts.characters:,} characters of `{corpus.name}`", f"`{qa.name}`", hardware
+    )
+    say(f"{'done' if progress.step == recipe.steps else 'stopped'} at step {progress.step}: {target}")
+    return progress
+
+
+def _step(
+    parts: Parts,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    texts: TextData,
+    questions: QuestionData | None,
+    packs: Iterator[Pack],
+) -> dict[str, Any]:
+    """One step of the optimizer; what it logs."""
+    import torch
+
+    stage, number = recipe.at(progress.step)
+    ratio = random.Random(f"{recipe.seed}/{progress.step}/ratio").choice(stage.ratios)
+    for group in optimizer.param_groups:
+        rate: float = getattr(stage, f"{group['name']}_rate")
+        group["lr"] = rate * stage.schedule(number)
+        for parameter in group["params"]:
+            parameter.requires_grad_(rate > 0)
+    made = texts.packs(progress.step, stage.texts, stage.repeat, stage.follow)
+    batches: list[tuple[str, list[SoftPack], list[SoftPack]]] = []
+    for name in ("repeat", "continue"):
+        some = [pack for pack in made if bool(pack.questions[0][0]) == (name == "repeat")]
+        batches += [(name, part, []) for part in _parted(some, recipe.micro)]
+    if questions is not None and stage.packs:
+        asked = list(islice(packs, stage.packs))
+        progress.packs += len(asked)
+        modes = [questions.mode(progress.step, index) for index in range(len(asked))]
+        shown = [questions.encode(pack, ratio, mode) for pack, mode in zip(asked, modes, strict=True)]
+        read = [questions.encode(pack, ratio, "text") for pack in asked] if _taught(parts, stage) else []
+        reads = _parted(read, recipe.micro) or [[] for _ in shown]
+        batches += [("answer", part, texts_) for part, texts_ in zip(_parted(shown, recipe.micro), reads, strict=False)]
+    totals: dict[str, float] = {}
+    samples = sum(len(batch) for _, batch, _ in batches)
+    for name, batch, read in batches:
+        loss = _loss(parts, stage, name, batch, read, ratio)
+        share = len(batch) / samples
+        (loss * share).backward()
+        of_kind = sum(len(other) for kind, other, _ in batches if kind == name)
+        totals[name] = totals.get(name, 0.0) + loss.item() * len(batch) / of_kind
+        progress.source_tokens += sum(pack.source_tokens for pack in batch)
+    learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(learning, recipe.clip).item()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"stage": stage.name, "ratio": ratio, **totals, "norm": norm}
+
+
+def _loss(parts: Parts, stage: Stage, name: str, batch: list[SoftPack], read: list[SoftPack], ratio: int) -> torch.Tensor:
+    """The reader answers questions; text is repeated and continued by the base model alone, which never changes."""
+    predicted = run(parts, batch, ratio, READER if name == "answer" else "")
+    loss = predicted.loss()
+    if read:
+        import torch
+
+        with torch.no_grad():
+            teacher = run(parts, read, ratio, TEACHER)
+        loss = loss + stage.divergence * predicted.divergence(teacher)
+    return loss
+
+
+def run(parts: Parts, batch: list[SoftPack], ratio: int, adapter: str) -> Predicted:
+    """Compress the packs' chunks and let the base model, with this adapter, read them."""
+    chunks = [chunk for pack in batch for chunk in pack.chunks]
+    soft = iter(parts.compressor.encode(chunks, ratio) if chunks else ())
+    with parts.adapters.using(adapter):
+        return predict(parts.base.model, batch, [list(islice(soft, len(pack.chunks))) for pack in batch])
+
+
+def _parted(packs: list[SoftPack], micro: int) -> list[list[SoftPack]]:
+    return [packs[at : at + micro] for at in range(0, len(packs), micro)]
+
+
+def _taught(parts: Parts, stage: Stage) -> bool:
+    return stage.divergence > 0 and parts.adapters.has(TEACHER)
+
+
+def _questions(parts: Parts, recipe: Recipe, qa: Path) -> QuestionData:
+    data = ReaderData(qa, parts.tokenizer, RetrievalTokenizer(), recipe.seed, chunks_of)
+    return QuestionData(data, parts.tokenizer, parts.base.eos_ids[0], recipe.seed)
+
+
+def _weights(parts: Parts) -> dict[str, checkpoint.Weights]:
+    return {
+        "projector": checkpoint.of_module(parts.projector),
+        "encoder": checkpoint.of_adapter(parts.adapters, ENCODER),
+        "reader": checkpoint.of_adapter(parts.adapters, READER),
+    }
+
+
+def _log(out: Path, recipe: Recipe, progress: Progress, row: dict[str, Any], say: Callable[[str], None]) -> None:
+    rate = progress.source_tokens / progress.seconds
+    left = (recipe.steps - progress.step) * progress.seconds / progress.step
+    full = {
+        "step": progress.step,
+        **{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()},
+        "source_tokens": progress.source_tokens,
+        "tokens_per_second": round(rate, 1),
+        "minutes_left": round(left / 60, 1),
+    }
+    with (out / checkpoint.METRICS).open("a") as file:
+        file.write(json.dumps(full) + "\n")
+    if progress.step % 10 == 0 or progress.step == 1:
+        say(json.dumps(full))
