@@ -27,6 +27,7 @@ from memoryd.api.recall import RecallServicer
 from memoryd.api.server import Health, build, probe
 from memoryd.child import ChildProcess, ChildState, supervise
 from memoryd.compress.job import CompressJob
+from memoryd.compress.recompress import request_recompression
 from memoryd.config import Settings
 from memoryd.core import DEFAULT_TENANT, JobKind
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
@@ -222,6 +223,7 @@ class Daemon:
         flushing = self._background(_flush_now_and_then(parts.index))
         metering = self._background(parts.usage.run())
         reclaiming = self._background(self._reclaim(parts))
+        recompressing = self._background(self._recompress(parts))
         stack.push_async_callback(parts.server.stop, 0)
         await parts.server.start()
         await self._health.set(all(self._up.values()))
@@ -230,10 +232,17 @@ class Daemon:
         self._log.info("draining", seconds=self._settings.drain_seconds)
         await self._health.set(False)
         await asyncio.gather(parts.server.stop(self._settings.drain_seconds), parts.jobs.drain())
-        for task in (running, flushing, metering, reclaiming):
+        for task in (running, flushing, metering, reclaiming, recompressing):
             await _cancelled(task)
         with contextlib.suppress(MemorydError):  # the counts of the last second are not worth a failed stop
             await asyncio.to_thread(parts.usage.flush)
+
+    async def _recompress(self, parts: Parts) -> None:
+        """What another compressor made, before the configuration was changed."""
+        fingerprint = parts.models.info.compressor.fingerprint
+        if count := await asyncio.to_thread(request_recompression, parts.ledger, fingerprint):
+            self._log.info("the compressor has changed: documents are compressed anew", documents=count)
+            parts.jobs.wake()
 
     async def _reclaim(self, parts: Parts) -> None:
         """What an earlier daemon's writes left that were cut off before their rows: text that nobody could forget."""

@@ -122,6 +122,9 @@ class CompressJob:
 
         if not await asyncio.to_thread(store):
             raise Stopped
+        outdated = [chunk.embeddings for chunk in chunks if chunk.embeddings]
+        for key in outdated:  # of another compressor: never served again
+            await asyncio.to_thread(self._blobs.delete_prefix, document.tenant, key)
 
     def _soft_tokens(self, document: Document) -> int:
         total, after = 0, -1

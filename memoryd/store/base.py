@@ -173,8 +173,11 @@ class Ledger(Protocol):
     def count_unsearchable(self, tenant: str, memories: Sequence[str]) -> int:
         """Documents of these memories that are stored and not searchable yet."""
 
-    def documents_below(self, stage: Stage, limit: int = 1000) -> Sequence[Document]:
-        """Of every tenant, live documents below a stage that no unfinished job works on (for integrity checks)."""
+    def stale_documents(self, compressor: str, limit: int) -> Sequence[Document]:
+        """Of every tenant, live COMPRESSED documents with a chunk that another compressor than this fingerprint made."""
+
+    def recompress(self, tenant: str, document: str) -> None:
+        """One transaction: the document is SEARCHABLE again, and has a new COMPRESS job. Nothing where it is not COMPRESSED."""
 
     def all_documents(self, tenant: str, after: str = "", limit: int = 256) -> Sequence[Document]:
         """A tenant's live documents by id, those above `after` (for reindexing)."""

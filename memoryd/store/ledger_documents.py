@@ -27,7 +27,7 @@ from memoryd.store.ledger_jobs import cancel_jobs, insert_job, read_job
 from memoryd.store.ledger_memories import find_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, remember, result_of
 from memoryd.store.paging import read_page
-from memoryd.store.schema import chunks, documents, jobs, memories, passages
+from memoryd.store.schema import chunks, documents, memories, passages
 
 
 class DocumentRows(LedgerPart):
@@ -200,17 +200,30 @@ class DocumentRows(LedgerPart):
             )
         )
 
-    def documents_below(self, stage: Stage, limit: int = 1000) -> Sequence[Document]:
-        worked_on = exists().where(
-            jobs.c.tenant == documents.c.tenant, jobs.c.document == documents.c.id, jobs.c.due_time.is_not(None)
+    def stale_documents(self, compressor: str, limit: int) -> Sequence[Document]:
+        of_another = exists().where(
+            chunks.c.tenant == documents.c.tenant, chunks.c.document == documents.c.id, chunks.c.compressor != compressor
         )
         query = (
             select(documents)
-            .where(documents.c.stage < stage, documents.c.tombstone == "", ~worked_on)
+            .where(documents.c.stage >= Stage.COMPRESSED, documents.c.tombstone == "", of_another)
             .order_by(documents.c.tenant, documents.c.id)
             .limit(limit)
         )
         return [_document(row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
+
+    def recompress(self, tenant: str, document: str) -> None:
+        this = live(tenant) & (documents.c.id == document) & (documents.c.stage >= Stage.COMPRESSED)
+
+        def change(conn: Connection) -> None:
+            memory = conn.execute(select(documents.c.memory).where(this).with_for_update()).scalar()
+            if memory is None:
+                return
+            payload = {"memory": memory, "document": document}
+            job = insert_job(conn, tenant, JobKind.COMPRESS, document_name(memory, document), payload)
+            conn.execute(update(documents).where(this).values(stage=Stage.SEARCHABLE, job=job.id))
+
+        self._db.write(change)
 
     def all_documents(self, tenant: str, after: str = "", limit: int = 256) -> Sequence[Document]:
         query = select(documents).where(live(tenant), documents.c.id > after).order_by(documents.c.id).limit(limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -261,13 +262,25 @@ class TestDocuments:
         assert ledger.set_embeddings("acme", id_, [done])
         assert ledger.chunks("acme", id_) == [chunk(id_, 0), done]
 
-    def test_those_that_no_job_works_on_are_found(self, ledger: Ledger) -> None:
+    def test_what_another_compressor_made_is_found_and_made_anew(self, ledger: Ledger) -> None:
         memory(ledger)
-        lost, busy, done = write(ledger), write(ledger), write(ledger)
-        ledger.cancel_job("acme", lost.job.id)
-        ledger.set_stage("acme", done.document.id, Stage.COMPRESSED)
-        assert [each.id for each in ledger.documents_below(Stage.COMPRESSED)] == [lost.document.id]
-        assert busy.job.state is JobState.PENDING
+        old, new, young = (write(ledger).document.id for _ in range(3))
+        for id_, compressor in ((old, "c1"), (new, "c2"), (young, "c1")):
+            made = replace(chunk(id_, 0), compressor=compressor, embeddings="key", soft_tokens=16)
+            ledger.add_chunks("acme", id_, [chunk(id_, 0)], [])
+            ledger.set_embeddings("acme", id_, [made])
+            ledger.set_stage("acme", id_, Stage.SEARCHABLE if id_ == young else Stage.COMPRESSED)
+        assert [each.id for each in ledger.stale_documents("c2", 10)] == [old]
+        assert len(ledger.stale_documents("c3", 1)) == 1
+        ledger.recompress("acme", old)
+        after = ledger.get_document("acme", "m", old)
+        assert after.stage is Stage.SEARCHABLE
+        job = ledger.get_job("acme", after.job)
+        assert (job.kind, job.state, job.payload) == (JobKind.COMPRESS, JobState.PENDING, {"memory": "m", "document": old})
+        assert ledger.stale_documents("c2", 10) == []
+        ledger.recompress("acme", old)  # it is on its way
+        assert ledger.get_document("acme", "m", old) == after
+        ledger.recompress("acme", "nowhere")
 
     def test_all_documents_of_a_tenant_are_walked_by_id(self, ledger: Ledger) -> None:
         memory(ledger)

@@ -15,6 +15,7 @@ def test_a_deleted_document_is_in_no_read(ledger: Ledger) -> None:
     document = write(ledger, "text").document
     id_ = document.id
     ledger.add_chunks("acme", id_, [chunk(id_, 0)], [passage(id_, 0)])
+    ledger.set_stage("acme", id_, Stage.COMPRESSED)
     ledger.delete_document("acme", "m", id_, None)
     with pytest.raises(NotFound):
         ledger.get_document("acme", "m", id_)
@@ -26,7 +27,9 @@ def test_a_deleted_document_is_in_no_read(ledger: Ledger) -> None:
     assert ledger.get_chunks("acme", [(id_, 0)]) == {}
     assert ledger.token_count("acme", ["m"]) == 0
     assert ledger.all_documents("acme") == []
-    assert ledger.documents_below(Stage.LEARNED) == []
+    assert ledger.stale_documents("another", 10) == []
+    ledger.recompress("acme", id_)
+    assert len(ledger.list_jobs("acme", 10, "").items) == 2  # its own, cancelled, and the one that erases it
     assert ledger.get_memory("acme", "m").document_count == 0
 
 

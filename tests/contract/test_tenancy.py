@@ -44,6 +44,7 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
     "erase_rows": lambda ledger, d, j: ledger.erase_rows("other", "gone", [d]),
     "token_count": lambda ledger, d, j: ledger.token_count("other", ["m"]),
     "count_unsearchable": lambda ledger, d, j: ledger.count_unsearchable("other", ["m"]),
+    "recompress": lambda ledger, d, j: ledger.recompress("other", d),
     "recorded": lambda ledger, d, j: ledger.recorded("other", [d]),
     "all_documents": lambda ledger, d, j: ledger.all_documents("other"),
     "heartbeat": lambda ledger, d, j: ledger.heartbeat("other", j, "w", 60, "", 1, 2, 0.0),
@@ -53,7 +54,7 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
     "usage": lambda ledger, d, j: ledger.usage("other").documents,
 }
 
-UNSCOPED = {"create_tenant", "ensure_tenant", "get_tenant", "list_tenants", "find_key", "claim_job", "documents_below"}
+UNSCOPED = {"create_tenant", "ensure_tenant", "get_tenant", "list_tenants", "find_key", "claim_job", "stale_documents"}
 OWN = {"create_key", "create_memory", "add_job", "add_usage", "close"}  # only ever add to the tenant that is named
 
 
