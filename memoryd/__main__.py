@@ -1,4 +1,4 @@
-"""`memoryd serve | doctor | reindex | demo | train-compressor`."""
+"""`memoryd serve | doctor | reindex | demo | eval | train-compressor`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         _add_settings(commands.add_parser(name, help=purpose, allow_abbrev=False))  # a beginning of a flag is no flag
     commands.add_parser("demo", help="write a book into a daemon and ask it questions", add_help=False)
+    commands.add_parser("eval", help="measure quality: `memoryd eval compression` or `memoryd eval reader`", add_help=False)
     commands.add_parser("train-compressor", help="train a compressor for a base model", add_help=False)
     return parser
 
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         from memoryd import demo
 
         return demo.main(rest)
+    if arguments.command == "eval":
+        return _eval(rest)
     if arguments.command == "train-compressor":
         from memoryd.learn import train_compressor_cli
 
@@ -76,6 +79,20 @@ def main(argv: list[str] | None = None) -> int:
         return EX_CONFIG if error.reason == "BAD_SETTING" else 1
     except KeyboardInterrupt:
         return 130
+
+
+def _eval(rest: list[str]) -> int:
+    which, *options = rest or [""]
+    if which == "compression":
+        from memoryd.eval import compression
+
+        return compression.main(options)
+    if which == "reader":
+        from memoryd.eval import reader
+
+        return reader.main(options)
+    print("memoryd eval: say what: compression or reader (--help)", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A compressor's directory: config.json says what it is, for which base model, and what its quality gate found.
+"""A compressor's directory: config.json says what it is, for which base model, and what was measured of it.
 
-config.json              kind, base_fingerprint, gates by ratio, what the kind needs besides
+config.json              kind, base_fingerprint, figures of the gate by ratio, what the kind needs besides
 *.safetensors, encoder/  weights, as the kind lays them out
 README.md                the model card
 """
@@ -18,12 +18,25 @@ from memoryd.errors import DataLoss, FingerprintMismatch
 CONFIG = "config.json"
 
 
+OVER_FIRST, OVER_WRONG = "over_first_low", "over_wrong_low"
+WIDE = 0.1
+"""Of F1: what compressed embeddings must be worth over those of a wrong memory, at least."""
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """The verdict of the quality gate at one ratio, with the figures that it rests on."""
+    """The quality gate at one ratio: what `memoryd eval compression` measured on documents that were not trained on.
 
-    passed: bool = False
+    The verdict is worked out from the figures, each time: there is no flag to set by hand. Those that decide are the lower
+    ends of 95% intervals of differences in F1, question by question: over the first tokens of the text in as many slots,
+    and over the compressed embeddings of a wrong memory.
+    """
+
     figures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return self.figures.get(OVER_FIRST, -1.0) > 0 and self.figures.get(OVER_WRONG, -1.0) > WIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,7 @@ def read_card(directory: Path) -> Card:
     """DataLoss where config.json cannot be read, or is not a compressor's."""
     try:
         config = json.loads((directory / CONFIG).read_text())
-        gates = {int(r): Gate(bool(g["passed"]), dict(g["figures"])) for r, g in config["gates"].items()}
+        gates = {int(ratio): Gate({k: float(v) for k, v in figures.items()}) for ratio, figures in config["gates"].items()}
         return Card(str(config["kind"]), str(config["base_fingerprint"]), gates, dict(config["settings"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataLoss(f"compressor in {directory} has no readable {CONFIG}: {error}") from error
@@ -62,7 +75,7 @@ def write_card(directory: Path, card: Card) -> None:
     config = {
         "kind": card.kind,
         "base_fingerprint": card.base_fingerprint,
-        "gates": {str(r): {"passed": g.passed, "figures": dict(g.figures)} for r, g in sorted(card.gates.items())},
+        "gates": {str(ratio): dict(gate.figures) for ratio, gate in sorted(card.gates.items())},
         "settings": dict(card.settings),
     }
     (directory / CONFIG).write_text(json.dumps(config, indent=1) + "\n")

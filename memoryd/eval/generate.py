@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from memoryd.engine.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
+    import torch
+
     from memoryd.engine.base_model import BaseModel
 
 
@@ -19,6 +21,24 @@ def answers(
     """The model's answer to each prompt of token ids, in the order given. Prints progress with the time left."""
     import torch
 
+    embed = model.get_input_embeddings()
+    with torch.inference_mode():
+        embedded = [embed(torch.tensor(list(prompt))) for prompt in prompts]
+    return answers_of(base, model, tokenizer, embedded, max_tokens, batch)
+
+
+def answers_of(
+    base: BaseModel,
+    model: Any,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[torch.Tensor],
+    max_tokens: int,
+    batch: int,
+    label: str = "",
+) -> list[str]:
+    """As `answers`, of prompts that are embedded already, each [T, d_model]."""
+    import torch
+
     out = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     begun = time.monotonic()
@@ -26,23 +46,25 @@ def answers(
         rows = order[start : start + batch]
         width = max(len(prompts[i]) for i in rows)
         pads = [width - len(prompts[i]) for i in rows]
-        ids_BT = torch.tensor([[base.eos_ids[0]] * p + list(prompts[i]) for p, i in zip(pads, rows, strict=True)])
-        mask_BT = torch.tensor([[0] * p + [1] * (width - p) for p in pads])
+        mask_BT = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
         with torch.inference_mode():
+            input_BTD = torch.stack(
+                [torch.nn.functional.pad(prompts[i], (0, 0, pad, 0)) for pad, i in zip(pads, rows, strict=True)]
+            )
             made_BT = model.generate(
-                input_ids=ids_BT,
+                inputs_embeds=input_BTD,
                 attention_mask=mask_BT,
                 max_new_tokens=max_tokens,
                 do_sample=False,
                 eos_token_id=list(base.eos_ids),
                 pad_token_id=base.eos_ids[0],
             )
-        for i, row_T in zip(rows, made_BT[:, width:].tolist(), strict=True):
+        for i, row_T in zip(rows, made_BT.tolist(), strict=True):  # of embeddings generate() returns the new tokens only
             end = next((k for k, token in enumerate(row_T) if token in base.eos_ids), len(row_T))
             out[i] = tokenizer.decode(row_T[:end]).strip()
         done = start + len(rows)
         left = (time.monotonic() - begun) / done * (len(prompts) - done)
-        sys.stderr.write(f"\r{done}/{len(prompts)} answers, {left:.0f} s left ")
+        sys.stderr.write(f"\r{label} {done}/{len(prompts)} answers, {left:.0f} s left ")
         sys.stderr.flush()
     sys.stderr.write("\n")
     return out

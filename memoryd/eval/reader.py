@@ -48,7 +48,8 @@ class Options:
     out: Path | None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 measured, whatever the figures say."""
     options = _parse(argv)
     rows, said = measure(options)
     if options.out:
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not options.quick:
         write("reader", rows)
         render_all()
+    return 0
 
 
 def measure(options: Options) -> tuple[list[Row], list[dict[str, Any]]]:

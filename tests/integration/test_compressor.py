@@ -15,6 +15,7 @@ from memoryd.engine.base_model import BaseModel, load_base_model
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument
 from tests.tiny_models import make_tiny_model
 
+PASSED = Gate({"over_first_low": 0.02, "over_wrong_low": 0.2})
 CHUNKS = [[5, 9, 4], list(range(10, 73)), [7] * 8, list(range(100, 117))]
 
 
@@ -26,7 +27,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def trained(base: BaseModel, ratio: int = 4) -> PooledCompressor:
     """As after training: no weight is zero, so every part of the compressor shows in what it makes."""
     adapters, projector = parts(base)
-    return PooledCompressor(base, adapters, projector, ratio, Gate(passed=True, figures={"f1": 0.5}))
+    return PooledCompressor(base, adapters, projector, ratio, PASSED)
 
 
 def parts(base: BaseModel) -> tuple[Adapters, Projector]:
@@ -49,6 +50,13 @@ def fresh(base: BaseModel) -> Adapters:
 
 def untrained(base: BaseModel, ratio: int = 4) -> PooledCompressor:
     return PooledCompressor.untrained(base, fresh(base), ratio)
+
+
+def test_the_gate_is_what_was_measured() -> None:
+    assert PASSED.passed
+    assert not Gate().passed
+    for worse in ({"over_first_low": -0.01}, {"over_wrong_low": 0.05}):
+        assert not Gate({**PASSED.figures, **worse}).passed
 
 
 def table_rms(base: BaseModel) -> float:
@@ -100,15 +108,16 @@ def test_fingerprint_is_of_weights_ratio_and_base_model(base: BaseModel) -> None
 
 def write(base: BaseModel, directory: Path) -> None:
     adapters, projector = parts(base)
-    save(directory, base, "tiny", adapters, projector, {8: Gate(True, {"f1": 0.5})})
+    save(directory, base, "tiny", adapters, projector, {8: PASSED})
 
 
 def test_saved_and_loaded_it_is_the_same(base: BaseModel, tmp_path: Path) -> None:
     write(base, tmp_path)
     want = trained(base, 8).compress(CHUNKS)[1]
     loaded = PooledCompressor.load(tmp_path, base, fresh(base), 8)
-    assert (loaded.ratio, loaded.gate) == (8, Gate(True, {"f1": 0.5}))
+    assert (loaded.ratio, loaded.gate) == (8, PASSED)
     torch.testing.assert_close(loaded.compress(CHUNKS)[1], want, rtol=1e-2, atol=1e-2)  # the encoder is kept in half precision
+    assert loaded.gate_passed
     assert loaded.fingerprint == PooledCompressor.load(tmp_path, base, fresh(base), 8).fingerprint
     other = PooledCompressor.load(tmp_path, base, fresh(base), 4)
     assert other.fingerprint != loaded.fingerprint

@@ -1,0 +1,240 @@
+"""`memoryd eval compression`: what the reader answers from compressed embeddings, beside the honest baselines.
+
+    memoryd eval compression --compressor DIR --data DIR
+
+Same reader, same questions, same slots. Writes docs/figures/compression.json, the picture of F1 over context slots, and
+with --gate the verdict into the compressor's own card.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from memoryd.compress.card import OVER_FIRST, OVER_WRONG, Gate, read_card, write_card
+from memoryd.compress.pooled import PooledCompressor
+from memoryd.engine.adapters import READER, Adapters
+from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
+from memoryd.engine.reader import reader_path
+from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
+from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.eval.arms import AT_A_RATIO, show, slots
+from memoryd.eval.compression_data import SETS, Case, cases
+from memoryd.eval.figures import Row, render_all, write
+from memoryd.eval.generate import answers_of
+from memoryd.eval.metrics import bootstrap, exact, f1, mean, wilson
+from memoryd.learn.compressor_data import REPEAT
+from memoryd.learn.soft_packing import SoftPack, predict
+from memoryd.recall.citation import split_citation
+from memoryd.recall.prompt import SoftSlot, assemble
+
+_MAX_TOKENS = 44
+_FOLLOW = 128  # tokens of the following text whose perplexity is measured
+_KEEP = {4: None, 8: 0.70, 16: 0.55, 32: None}  # of the raw text's F1 on squad: what is aimed at
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The models under test."""
+
+    base: Any
+    adapters: Adapters
+    compressors: dict[int, PooledCompressor]
+    tokenizer: TextTokenizer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 measured, whatever the figures say."""
+    import torch
+
+    options = _parse(argv)
+    torch.set_num_threads(options.threads)
+    bench = _load(options)
+    tokenizer = bench.tokenizer
+    asked: list[Case] = []
+    for name in options.sets:
+        asked += cases(options.data, name, tokenizer, RetrievalTokenizer(), options.limit, options.chunks)
+    rows: list[Row] = []
+    gates: dict[int, Gate] = {}
+    fixed = {arm: _answered(bench, asked, arm, 4, options.batch) for arm in ("none", "raw")}
+    for arm, said in fixed.items():
+        rows += _arm_rows(arm, asked, said)
+    for ratio in options.ratios:
+        at = {arm: _answered(bench, asked, arm, ratio, options.batch) for arm in AT_A_RATIO}
+        for arm, said in at.items():
+            aim = _KEEP[ratio] if arm == "compressed" else None
+            rows += _arm_rows(f"{arm} at {ratio}x", asked, said, against=("raw", fixed["raw"]), keep=aim)
+        rows.append(Row(f"slots at {ratio}x", mean([slots(tokenizer, c.chunks, ratio) for c in asked]), "slots", n=len(asked)))
+        rows += _language_rows(bench, asked, ratio, options.texts)
+        gates[ratio] = _gate(asked, at)
+        verdict = "passed" if gates[ratio].passed else "not passed"
+        print(f"gate at {ratio}x: {verdict} {dict(gates[ratio].figures)}", flush=True)
+    for row in rows:
+        print(f"{row.name:48s} {row.value:.3f} n={row.n}", flush=True)
+    command = f"memoryd eval compression --data DIR --limit {options.limit} --chunks {options.chunks}"
+    if not options.quick:
+        write("compression", [replace(row, command=command) for row in rows])
+        render_all()
+    if options.gate and options.compressor:
+        card = read_card(options.compressor)
+        write_card(options.compressor, replace(card, gates={**card.gates, **gates}))
+    return 0
+
+
+def _load(options: argparse.Namespace) -> Bench:
+    path = ensure_base_model(options.base, options.data_dir)
+    base = load_base_model(path)
+    own = options.compressor and options.compressor / READER
+    reader = own if own and own.is_dir() else reader_path(base.fingerprint)
+    adapters = Adapters(base, reader)
+    compressors = {
+        ratio: PooledCompressor.load(options.compressor, base, adapters, ratio)
+        if options.compressor
+        else PooledCompressor.untrained(base, adapters, ratio)
+        for ratio in options.ratios
+    }
+    return Bench(base, adapters, compressors, TextTokenizer(path))
+
+
+def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: int) -> list[str]:
+    """What the reader says to each question in this arm."""
+    import torch
+
+    embed = bench.base.model.get_input_embeddings()
+    prompts: list[torch.Tensor] = []
+    for case in asked:
+        shown = show(arm, case, bench.tokenizer, ratio)
+        prompt = assemble(bench.tokenizer, shown.blocks, case.question)
+        keys = list(shown.chunks)
+        made = bench.compressors[ratio].compress([bench.tokenizer.encode(shown.chunks[key]) for key in keys]) if keys else []
+        soft = dict(zip(keys, made, strict=True))
+        with torch.inference_mode():
+            pieces = [
+                soft[s.chunk_key] if isinstance(s, SoftSlot) else embed(torch.tensor(list(s.ids))) for s in prompt.segments
+            ]
+            prompts.append(torch.cat(pieces))
+    reads = READER if bench.adapters.has(READER) else ""
+    with bench.adapters.using(reads):
+        said = answers_of(bench.base, bench.base.model, bench.tokenizer, prompts, _MAX_TOKENS, batch, label=f"{arm} {ratio}x")
+    return [split_citation(answer)[1] for answer in said]
+
+
+def _score(case: Case, answer: str) -> float:
+    """F1; of a multiple choice whether the option that the answer is most like is the right one."""
+    if not case.options:
+        return f1(answer, case.golds)
+    chosen = max(case.options, key=lambda option: f1(answer, [option]))
+    return float(chosen == case.golds[0] and f1(answer, [chosen]) > 0)
+
+
+def _arm_rows(
+    arm: str,
+    asked: Sequence[Case],
+    said: Sequence[str],
+    against: tuple[str, Sequence[str]] | None = None,
+    keep: float | None = None,
+) -> list[Row]:
+    """F1 over all questions that are no multiple choice, EM, and the score of each set."""
+    rows: list[Row] = []
+    free = [n for n, case in enumerate(asked) if not case.options]
+    rows.append(_f1_row(f"{arm}: F1", free, asked, said, against))
+    hits = [exact(said[n], asked[n].golds) for n in free]
+    low, high = wilson(int(sum(hits)), len(hits))
+    rows.append(Row(f"{arm}: EM", mean(hits), "EM", low, high, n=len(hits)))
+    for name in dict.fromkeys(case.set for case in asked):
+        some = [n for n, case in enumerate(asked) if case.set == name]
+        unit = "accuracy" if asked[some[0]].options else "F1"
+        row = _f1_row(f"{arm}, {name}: {unit}", some, asked, said, against, unit)
+        if keep is not None and name == "squad" and row.ratio is not None:
+            row = replace(row, aim=f"≥ {keep:.0%} of raw", met=row.ratio >= keep)
+        rows.append(row)
+    return rows
+
+
+def _f1_row(
+    name: str,
+    which: Sequence[int],
+    asked: Sequence[Case],
+    said: Sequence[str],
+    against: tuple[str, Sequence[str]] | None,
+    unit: str = "F1",
+) -> Row:
+    scores = [_score(asked[n], said[n]) for n in which]
+    low, high = bootstrap(scores)
+    baseline = mean([_score(asked[n], against[1][n]) for n in which]) if against else None
+    value = mean(scores)
+    return Row(name, value, unit, low, high, n=len(scores), baseline=baseline, ratio=value / baseline if baseline else None)
+
+
+def _gate(asked: Sequence[Case], at: dict[str, list[str]]) -> Gate:
+    """Paired differences, question by question."""
+    scores = {arm: [_score(case, answer) for case, answer in zip(asked, said, strict=True)] for arm, said in at.items()}
+    over = {
+        arm: bootstrap([a - b for a, b in zip(scores["compressed"], scores[arm], strict=True)])[0] for arm in ("first", "wrong")
+    }
+    return Gate(
+        {
+            OVER_FIRST: round(over["first"], 4),
+            OVER_WRONG: round(over["wrong"], 4),
+            **{f"f1_{arm}": round(mean(values), 4) for arm, values in scores.items()},
+            "questions": len(asked),
+        }
+    )
+
+
+def _language_rows(bench: Bench, asked: Sequence[Case], ratio: int, count: int) -> list[Row]:
+    """How much of a chunk can be repeated token by token, and how well the text after it is foreseen, by the base model."""
+    import torch
+
+    repeat = tuple(bench.tokenizer.encode(REPEAT))
+    hits: list[float] = []
+    losses: dict[str, list[float]] = {"compressed": [], "nothing": [], "text": []}
+    documents = list({case.text: case for case in asked}.values())
+    with torch.inference_mode():
+        for number in range(count):
+            ids = tuple(bench.tokenizer.encode(documents[number % len(documents)].text))
+            start = (number // len(documents)) * (512 + _FOLLOW)
+            chunk, rest = ids[start : start + 512], ids[start + 512 : start + 512 + _FOLLOW]
+            if not rest:
+                continue
+            soft = bench.compressors[ratio].compress([chunk])
+            model = bench.base.model
+            again = predict(model, [SoftPack((chunk,), (0,), ((repeat, chunk),))], [soft])
+            hits.append(again.hits())
+            for name, context in (("compressed", (0,)), ("nothing", (rest[:1],)), ("text", (chunk,))):
+                answer = rest[1:] if name == "nothing" else rest
+                losses[name].append(float(predict(model, [SoftPack((chunk,), context, (((), answer),))], [soft]).loss()))
+    rows = [Row(f"repeated at {ratio}x: tokens right", mean(hits), "share", *bootstrap(hits), n=len(hits))]
+    for name, values in losses.items():
+        perplexities = [2.718281828**value for value in values]
+        rows.append(
+            Row(
+                f"continued at {ratio}x after {name}", mean(perplexities), "perplexity", *bootstrap(perplexities), n=len(values)
+            )
+        )
+    return rows
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="memoryd eval compression", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with eval/*.jsonl.gz")
+    parser.add_argument("--compressor", type=Path, help="what train-compressor made [the compressor of first weights]")
+    parser.add_argument("--base", default=EMBEDDED_MODEL)
+    parser.add_argument("--data-dir", type=Path, default=Path("~/.memoryd").expanduser(), help="converted base models")
+    parser.add_argument("--ratios", type=int, nargs="+", default=[4, 8, 16, 32])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--limit", type=int, default=75, help="questions of each set")
+    parser.add_argument("--chunks", type=int, default=2, help="chunks that retrieval brings")
+    parser.add_argument("--texts", type=int, default=24, help="chunks to repeat and to continue")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gate", action="store_true", help="write the verdict into the compressor's card")
+    parser.add_argument("--quick", action="store_true", help="only print: docs/figures stays as it is")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The compression eval: arms get the slots that they should, sets are read as they are, and the gate is what was measured."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memoryd.__main__ import main
+from memoryd.compress import pooled
+from memoryd.compress.card import read_card
+from memoryd.compress.pooled import Projector
+from memoryd.engine.adapters import ENCODER, Adapters
+from memoryd.engine.base_model import load_base_model
+from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
+from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.eval.arms import AT_A_RATIO, show, slots
+from memoryd.eval.compression import _score
+from memoryd.eval.compression_data import SETS, Case, cases
+from memoryd.eval.generate import answers
+from memoryd.recall.prompt import SoftBlock, TextBlock
+from tests.tiny_models import make_tiny_model
+
+STORY = " ".join(f"In NAME on day {n} the river at Lisbon was {('blue', 'green')[n % 2]} and the city slept well." for n in range(90))
+
+
+def pack(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    asked = [{"question": "Where is the river?", "answers": ["Lisbon", "Lisbon"]}]
+    choice = "Which city slept?\n\n (A) Porto\n (B) Lisbon\n (C) Faro\n (D) Braga"
+    for name in SETS:
+        qa = [{"question": choice, "answers": ["(B) Lisbon"]}] if name == "quality" else asked
+        rows = [{"id": f"The_{n}", "text": STORY.replace("NAME", n), "qa": qa} for n in "ab"]
+        pack(folder / "eval" / f"{name}.jsonl.gz", rows)
+    raw = {"para_a": ["The river. ", "At Lisbon."], "para_b": ["Blue."], "distractors": [["Porto", ["A ", "city."]]]}
+    pack(
+        folder / "eval" / "hotpotqa.jsonl.gz",
+        [{"id": n, "question": "Where?", "answers": ["Lisbon"], "raw": raw} for n in "ab"],
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model("llama", tmp_path_factory.mktemp("model"))
+
+
+def test_sets_are_read_as_they_are(data: Path) -> None:
+    counter = RetrievalTokenizer()
+    (squad, _) = cases(data, "squad", counter, counter, 9, 2)
+    assert (squad.question, squad.golds, squad.options) == ("Where is the river?", ("Lisbon",), ())
+    assert len(squad.chunks) == len(squad.wrong) == 2
+    assert all(chunk in squad.text for chunk in (*squad.chunks, squad.passage))
+    assert squad.title != squad.wrong_title
+    (quality, _) = cases(data, "quality", counter, counter, 9, 1)
+    assert (quality.question, quality.golds) == ("Which city slept?", ("Lisbon",))
+    assert quality.options == ("Porto", "Lisbon", "Faro", "Braga")
+    (hotpot, _) = cases(data, "hotpotqa", counter, counter, 9, 1)
+    assert hotpot.text == "The river. At Lisbon.\n\nBlue.\n\nA city."
+    assert len(cases(data, "squad", counter, counter, 1, 1)) == 1
+    assert cases(data, "squad", counter, counter, 2, 1) == cases(data, "squad", counter, counter, 2, 1)
+
+
+@pytest.mark.parametrize("ratio", [4, 32])
+def test_arms_have_equal_slots(data: Path, path: Path, ratio: int) -> None:
+    tokenizer = TextTokenizer(path)
+    (case, _) = cases(data, "squad", tokenizer, RetrievalTokenizer(), 9, 2)
+    k = slots(tokenizer, case.chunks, ratio)
+    assert k == sum(-(-tokenizer.count(chunk) // ratio) for chunk in case.chunks)
+    for arm in AT_A_RATIO:
+        shown = show(arm, case, tokenizer, ratio)
+        soft = sum(block.length for block in shown.blocks if isinstance(block, SoftBlock))
+        text = [block.text for block in shown.blocks if isinstance(block, TextBlock)]
+        if arm in ("first", "passage"):
+            assert tokenizer.count(text[0]) <= k
+            assert (case.text if arm == "first" else case.passage).startswith(text[0])
+        if arm == "compressed":
+            assert (soft, text) == (k, [])
+        if arm == "wrong":
+            assert not set(shown.chunks.values()) & set(case.chunks)
+        if arm == "hybrid":
+            assert (soft, text) == (k, [case.passage])
+    assert [block.text for block in show("raw", case, tokenizer, ratio).blocks] == list(case.chunks)  # type: ignore[union-attr]
+    assert show("none", case, tokenizer, ratio).blocks == ()
+
+
+def test_a_choice_is_the_option_that_the_answer_is_most_like() -> None:
+    case = Case("quality", "?", ("in Lisbon",), ("in Porto", "in Lisbon"), "", "", (), "", (), "")
+    assert [_score(case, said) for said in ("Lisbon", "Porto", "the city of Lisbon", "nobody knows")] == [1, 0, 1, 0]
+
+
+def test_answers_are_those_of_the_model(path: Path) -> None:
+    """Left-padded batches of embeddings say what each prompt says alone, by its ids."""
+    base, tokenizer = load_base_model(path), TextTokenizer(path)
+    prompts = [[5, 9, 20, 31], [7] * 9, [40, 41]]
+    alone = [base.model.generate(torch.tensor([p]), max_new_tokens=6, do_sample=False)[0, len(p) :] for p in prompts]
+    wanted = [tokenizer.decode([t for t in ids.tolist() if t not in base.eos_ids]).strip() for ids in alone]
+    assert answers(base, base.model, tokenizer, prompts, 6, 2) == wanted
+
+
+def test_it_measures_and_writes_the_verdict(data: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = load_base_model(path)
+    adapters = Adapters(base)
+    adapters.create(ENCODER, rank=2, alpha=2)
+    pooled.save(tmp_path, base, "tiny", adapters, Projector.untrained(base.d_model), {})
+    sizes = ["--limit", "1", "--texts", "2", "--chunks", "1", "--ratios", "8", "--quick", "--gate"]
+    where = ["--base", str(path), "--data", str(data), "--compressor", str(tmp_path)]
+    assert main(["eval", "compression", *where, *sizes]) == 0
+    said = capsys.readouterr().out
+    for name in ("none: F1", "raw: F1", *(f"{arm} at 8x: F1" for arm in AT_A_RATIO), "quality: accuracy", "tokens right"):
+        assert name in said
+    assert "gate at 8x: not passed" in said
+    gate = read_card(tmp_path).gate(8)
+    assert gate.figures["questions"] == 5
+    assert not gate.passed
+    assert main(["eval", "nothing"]) == 2
