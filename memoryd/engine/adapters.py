@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +120,10 @@ class Adapters:
         if config.get("peft_type") != "LORA" or odd:
             what = odd[0] if odd else config.get("peft_type")
             raise FailedPrecondition(f"adapter in {directory} has {what}: only LoRA of linear layers is served")
-        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        self.install(name, weights, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), directory)
+
+    def install(self, name: str, weights: Mapping[str, Tensor], scale: float, source: Path) -> None:
+        """Take an adapter's weights under PEFT's names. DataLoss, naming `source`, where they do not fit the base model."""
         layers: dict[str, LoraLinear] = {}
         for key in [key for key in weights if key.endswith(_A)]:
             stem = key.removesuffix(_A)
@@ -129,9 +132,9 @@ class Adapters:
                 layer = self._layer(path)
                 a_RI, b_OR = weights[key], weights[stem + _B].float() * scale
             except (AttributeError, KeyError) as error:
-                raise DataLoss(f"adapter in {directory} does not fit the base model: {error}") from error
+                raise DataLoss(f"adapter in {source} does not fit the base model: {error}") from error
             if layer is None or torch.Size([b_OR.shape[0], a_RI.shape[1]]) != layer.base.weight.shape:
-                raise DataLoss(f"adapter in {directory} does not fit the base model's {path}")
+                raise DataLoss(f"adapter in {source} does not fit the base model's {path}")
             layer.loras[name] = Lora(a_RI.to(layer.base.weight), b_OR.to(layer.base.weight), 1.0)
             layers[path] = layer
         self._layers[name] = layers

@@ -54,7 +54,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     import torch
     import transformers
 
-    from memoryd.compress.pooled import PooledCompressor
+    from memoryd.compress.load import load_compressor
     from memoryd.engine.adapters import Adapters
     from memoryd.engine.base_model import ensure_base_model, load_base_model
     from memoryd.engine.reader import reader_fingerprint
@@ -73,10 +73,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     base = load_base_model(path, dtype, device)
     reader = _reader(arguments.compressor, base.fingerprint)
     adapters = Adapters(base, reader)
-    if arguments.compressor:
-        compressor = PooledCompressor.load(arguments.compressor, base, adapters, arguments.ratio)
-    else:
-        compressor = PooledCompressor.untrained(base, adapters, arguments.ratio)
+    compressor = load_compressor(arguments.compressor, base, adapters, arguments.ratio)
     encoder = load_retrieval_encoder(arguments.data_dir, device)
     return Runner(base, adapters, compressor, encoder, limits), pb.DescribeResponse(
         device=device,

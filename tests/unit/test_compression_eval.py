@@ -25,7 +25,9 @@ from memoryd.eval.generate import answers
 from memoryd.recall.prompt import SoftBlock, TextBlock
 from tests.tiny_models import make_tiny_model
 
-STORY = " ".join(f"In NAME on day {n} the river at Lisbon was {('blue', 'green')[n % 2]} and the city slept well." for n in range(90))
+STORY = " ".join(
+    f"In NAME on day {n} the river at Lisbon was {('blue', 'green')[n % 2]} and the city slept well." for n in range(90)
+)
 
 
 def pack(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,0 +1,26 @@
+"""Finds out what kind of compressor a directory holds, and loads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from memoryd.compress import autocompressor, icae
+from memoryd.compress.base import Compressor
+from memoryd.compress.card import read_card
+from memoryd.compress.pooled import PooledCompressor
+from memoryd.engine.adapters import Adapters
+from memoryd.engine.base_model import BaseModel
+
+
+def load_compressor(directory: Path | None, base: BaseModel, adapters: Adapters, ratio: int) -> Compressor:
+    """The compressor in `directory`; that of the first weights where there is none. Only pooled ones have a `ratio` to choose.
+
+    Raises FingerprintMismatch where it was made for another base model, naming both; DataLoss where it cannot be read.
+    """
+    if directory is None:
+        return PooledCompressor.untrained(base, adapters, ratio)
+    if icae.is_published(directory):
+        return icae.load(directory, base, adapters)
+    if autocompressor.is_published(directory) or read_card(directory).kind == autocompressor.KIND:
+        return autocompressor.load(directory, base, adapters)
+    return PooledCompressor.load(directory, base, adapters, ratio)
