@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 GENERATED := memoryd/v1/memory_pb2.py
 DATA ?=
+COMPRESSOR ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install proto demo serve test test-kill lint format bench quality docs clean
@@ -52,9 +53,10 @@ format: install ## mend what can be mended
 bench: install ## measure speed; writes docs/figures and the tables made from it
 	$(BIN)/python -m bench
 
-quality: install ## measure answers: make quality DATA=folder
+quality: install ## measure answers: make quality DATA=folder [COMPRESSOR=folder, which opens or shuts its gate]
 	@test -n "$(DATA)" || { echo "say where the data is: make quality DATA=folder"; exit 2; }
-	$(BIN)/python -m memoryd.eval.reader --data "$(DATA)"
+	$(BIN)/memoryd eval reader --data "$(DATA)"
+	test -z "$(COMPRESSOR)" || $(BIN)/memoryd eval compression --data "$(DATA)" --compressor "$(COMPRESSOR)" --gate
 
 docs: install ## tables and pictures from docs/figures
 	$(BIN)/python -m memoryd.eval.figures
