@@ -20,6 +20,10 @@ class Compressor(Protocol):
         """Source tokens for each compressed embedding."""
 
     @property
+    def chunk_tokens(self) -> int:
+        """How long a chunk is to be at most: what it was made for. Longer ones are compressed too."""
+
+    @property
     def fingerprint(self) -> str:
         """Content hash of its kind, ratio and weights, and of its base model."""
 

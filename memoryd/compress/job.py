@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from memoryd.compress import codec
-from memoryd.compress.chunker import chunk_text
+from memoryd.compress.chunker import Limits, chunk_text
 from memoryd.core import Chunk, Document, Job, Stage, document_prefix
 from memoryd.errors import NotFound
 from memoryd.jobs import Progress, Stopped
@@ -71,7 +71,8 @@ class CompressJob:
         """Cuts the text anew: what an earlier try left is forgotten first."""
         if not await asyncio.to_thread(self._ledger.reset_document, document.tenant, document.id):
             raise Stopped
-        cut = chunk_text(document.id, self._pieces(document), self._models.tokenizer, self._models.retrieval)
+        limits = Limits(chunk_tokens=self._models.info.compressor.chunk_tokens)
+        cut = chunk_text(document.id, self._pieces(document), self._models.tokenizer, self._models.retrieval, limits)
         done = 0
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(cut, _CHUNKS))):
             chunks = [c.chunk for c in batch]

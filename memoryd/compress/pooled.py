@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm
 
 from memoryd.compress.card import Card, Gate, read_card, write_card
+from memoryd.compress.chunker import Limits
 from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.errors import DataLoss, FailedPrecondition, InvalidArgument
@@ -68,6 +69,7 @@ class PooledCompressor:
     """See the module. Implements `Compressor` on a base model that it shares with others, through that model's adapters."""
 
     name = KIND
+    chunk_tokens = Limits().chunk_tokens
 
     def __init__(self, base: BaseModel, adapters: Adapters, projector: Projector, ratio: int, gate: Gate) -> None:
         """The encoder is the base model with the adapter ENCODER; without one, the base model itself."""

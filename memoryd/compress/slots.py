@@ -58,6 +58,10 @@ class SlotCompressor:
         return self._settings.segment // self._slots_SD.shape[0]
 
     @property
+    def chunk_tokens(self) -> int:
+        return self._settings.segment
+
+    @property
     def gate_passed(self) -> bool:
         return self.gate.passed
 

@@ -87,6 +87,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
             ratio=compressor.ratio,
             fingerprint=compressor.fingerprint,
             gate_passed=compressor.gate_passed,
+            chunk_tokens=compressor.chunk_tokens,
         ),
         encoder_fingerprint=encoder.fingerprint,
         encoder_dim=encoder.dim,

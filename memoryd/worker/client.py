@@ -43,6 +43,7 @@ class CompressorInfo:
     ratio: int
     fingerprint: str
     gate_passed: bool
+    chunk_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class WorkerClient:
             base_fingerprint=response.base_fingerprint,
             d_model=response.d_model,
             max_positions=response.max_positions,
-            compressor=CompressorInfo(c.name, c.ratio, c.fingerprint, c.gate_passed),
+            compressor=CompressorInfo(c.name, c.ratio, c.fingerprint, c.gate_passed, c.chunk_tokens),
             encoder_fingerprint=response.encoder_fingerprint,
             encoder_dim=response.encoder_dim,
             reader=response.reader,

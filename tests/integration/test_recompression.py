@@ -8,6 +8,7 @@ from memoryd_client import Client, JobState, Mode, Stage
 
 from tests.daemon import DaemonProcess
 from tests.integration.support import until
+from tests.integration.test_slot_compressors import SLOTS, make_autocompressor
 
 TEXT = "The ferry to Hvar leaves at noon from the third pier. " * 40
 
@@ -43,3 +44,17 @@ def embeddings(data_dir: Path) -> set[Path]:
     """The blobs of compressed embeddings; a document's other blob is its text."""
     found = (data_dir / "blobs" / "default").rglob("*")
     return {path for path in found if path.is_file() and not path.name.startswith("text-")}
+
+
+def test_an_autocompressor_is_served_with_chunks_of_its_own_length(tmp_path: Path) -> None:
+    """A published checkpoint is base model and compressor in one; its chunks are longer than those of the pooled one."""
+    model = make_autocompressor(tmp_path / "auto")
+    flags = ("--model", str(model), "--compressor", str(model))
+    with DaemonProcess(tmp_path / "data", *flags) as daemon, Client(daemon.target) as client:
+        memory = client.memory("notes", create=True)
+        document = memory.write(TEXT, title="Ferries").wait(Stage.COMPRESSED)
+        assert 512 < document.token_count <= 1536
+        assert document.chunk_count == 1
+        answer = memory.answer("When does the ferry leave?", mode=Mode.COMPRESSED, max_tokens=2)
+        assert answer.usage.soft_tokens == SLOTS
+        assert any("quality gate" in warning for warning in answer.basis.warnings)

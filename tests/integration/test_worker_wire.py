@@ -86,10 +86,15 @@ async def said(wire: Wire, request: Generation) -> str:
 
 async def test_describe_tells_all(wire: Wire) -> None:
     wire.servicer.description = pb.DescribeResponse(
-        device="cpu", model_path="/m", d_model=64, compressor=pb.CompressorInfo(name="pooled", ratio=4), encoder_dim=3
+        device="cpu",
+        model_path="/m",
+        d_model=64,
+        compressor=pb.CompressorInfo(name="pooled", ratio=4, chunk_tokens=512),
+        encoder_dim=3,
     )
     info = await wire.client.describe()
-    assert (info.device, info.model_path, info.d_model, info.compressor.ratio) == ("cpu", Path("/m"), 64, 4)
+    assert (info.device, info.model_path, info.d_model) == ("cpu", Path("/m"), 64)
+    assert (info.compressor.ratio, info.compressor.chunk_tokens) == (4, 512)
 
 
 async def test_embed_in_order_over_several_calls(wire: Wire) -> None:

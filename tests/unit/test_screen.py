@@ -16,7 +16,7 @@ INFO = WorkerInfo(
     base_fingerprint="f" * 64,
     d_model=64,
     max_positions=4096,
-    compressor=CompressorInfo("pooled", 4, "c" * 64, gate_passed=False),
+    compressor=CompressorInfo("pooled", 4, "c" * 64, gate_passed=False, chunk_tokens=512),
     encoder_fingerprint="e" * 64,
     encoder_dim=384,
     reader="",
