@@ -14,6 +14,7 @@ from pathlib import Path
 from memoryd_client import AsyncClient
 
 from bench.answer import answer
+from bench.compress import compress
 from bench.lab import row
 from bench.search import fill, search
 from bench.stats import median
@@ -23,7 +24,7 @@ from memoryd.eval.figures import Row
 from memoryd.running import running_daemon
 
 STARTS = 3
-GROUPS = ("start", "write", "answer", "search")
+GROUPS = ("start", "write", "answer", "compress", "search")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +60,8 @@ def _measure(data_dir: Path, chosen: Sequence[str]) -> list[Row]:
             with running_daemon(data_dir):
                 starts.append(time.monotonic() - began)
         rows += _said([row("start: again", median(starts), "s")])
+    if "compress" in chosen:
+        rows += _said(compress(data_dir))
     if "search" in chosen:
         rows += _said(asyncio.run(fill(data_dir)))
         with running_daemon(data_dir) as target:

@@ -43,10 +43,23 @@ async def concurrently(workers: int, count: int, work: Callable[[int], Awaitable
     return [ms for part in parts for ms in part], count / (time.perf_counter() - began)
 
 
-def row(name: str, measured: Quantile | float, unit: str, baseline: float | None = None, below: float | None = None) -> Row:
-    """A figure. `baseline` was measured in the same run; `below` is the aim."""
+def row(
+    name: str,
+    measured: Quantile | float,
+    unit: str,
+    baseline: float | None = None,
+    below: float | None = None,
+    above_ratio: float | None = None,
+) -> Row:
+    """A figure. `baseline` was measured in the same run; `below`, or `above_ratio` of the baseline, is the aim."""
     q = measured if isinstance(measured, Quantile) else None
     value = measured.value if isinstance(measured, Quantile) else measured
+    ratio = value / baseline if baseline else None
+    aim, met = "", None
+    if below is not None:
+        aim, met = f"< {below:,g} {unit}", value < below
+    if above_ratio is not None and ratio is not None:
+        aim, met = f"≥ {above_ratio:g} of the baseline", ratio >= above_ratio
     return Row(
         name,
         value,
@@ -55,9 +68,9 @@ def row(name: str, measured: Quantile | float, unit: str, baseline: float | None
         high=q.high if q else None,
         n=q.n if q else None,
         baseline=baseline,
-        ratio=value / baseline if baseline else None,
-        aim=f"< {below:,g} {unit}" if below is not None else "",
-        met=value < below if below is not None else None,
+        ratio=ratio,
+        aim=aim,
+        met=met,
         command="make bench",
     )
 

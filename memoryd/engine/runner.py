@@ -166,7 +166,7 @@ class Runner:
             vectors_ND = self._encoder.encode([self._texts.pop((i.call, i.index)) for i in step.items])
             return [Output(i.call, vector_D, i.index) for i, vector_D in zip(step.items, vectors_ND, strict=True)]
         soft = self._compressor.compress([self._chunks.pop((i.call, i.index)) for i in step.items])
-        return [Output(i.call, _to_bytes(x_KD), i.index) for i, x_KD in zip(step.items, soft, strict=True)]
+        return [Output(i.call, to_bytes(x_KD), i.index) for i, x_KD in zip(step.items, soft, strict=True)]
 
     def _prefill(self, step: Prefill) -> list[Output]:
         sequence = self._sequences[step.call]
@@ -228,6 +228,7 @@ def _told(error: Exception) -> MemorydError:
     return told
 
 
-def _to_bytes(x_KD: Tensor) -> CompressedEmbeddings:
+def to_bytes(x_KD: Tensor) -> CompressedEmbeddings:
+    """As they are stored and sent: bfloat16, little-endian."""
     data = x_KD.to(torch.bfloat16).cpu().contiguous().view(torch.uint16).numpy().astype("<u2").tobytes()
     return CompressedEmbeddings(data, x_KD.shape[0])

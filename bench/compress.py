@@ -1,0 +1,54 @@
+"""Compressing: its rate against a plain forward pass of the same tokens, and what it stores for each of them.
+
+In this process, without a daemon: one chunk at a time, as the worker does on a CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from bench.lab import row
+from bench.stats import median
+from bench.texts import texts
+from memoryd.compress import codec
+from memoryd.compress.pooled import RATIOS, PooledCompressor
+from memoryd.engine.adapters import Adapters
+from memoryd.engine.base_model import load_base_model
+from memoryd.engine.runner import to_bytes
+from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.eval.figures import Row
+
+CHUNK = 512
+CHUNKS = 20
+
+
+def compress(data_dir: Path) -> list[Row]:
+    """Each chunk goes through the forward pass, then through the compressor, so that both meet the same machine."""
+    path = next((data_dir / "models").iterdir())
+    base, tokenizer = load_base_model(path), TextTokenizer(path)
+    compressor = PooledCompressor.untrained(base, Adapters(base), 4)
+    forward: Callable[..., object] = base.model.base_model
+    chunks = [tokenizer.encode(text)[:CHUNK] for text, _ in zip(texts(4000, seed=8), range(CHUNKS + 2), strict=False)]
+    floor, ours = [], []
+    with torch.inference_mode():
+        for chunk in chunks:
+            floor.append(_seconds(lambda chunk=chunk: forward(input_ids=torch.tensor([chunk]), use_cache=False)))  # type: ignore[misc]
+            ours.append(_seconds(lambda chunk=chunk: compressor.compress([chunk])))  # type: ignore[misc]
+    rates = median([CHUNK / seconds for seconds in ours[2:]])  # the first two warm up
+    plain = median([CHUNK / seconds for seconds in floor[2:]]).value
+    rows = [row("compress: chunks of 512 tokens", rates, "tokens/s", baseline=plain, above_ratio=0.8)]
+    for ratio in RATIOS:
+        (soft,) = PooledCompressor.untrained(base, Adapters(base), ratio).compress([chunks[0]])
+        stored = codec.encode(to_bytes(soft), fingerprint="0" * 64, chunk_sha256="0" * 64)
+        rows.append(row(f"compress: stored at {ratio}x, bf16", len(stored) / CHUNK, "bytes/token"))
+    return rows
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
