@@ -55,6 +55,15 @@ def events(memory: Memory, question: str = QUESTION, **options: Any) -> tuple[So
 # --- events and numbers ---
 
 
+def test_an_answer_names_the_source_that_it_rests_on(told: Memory) -> None:
+    answer = told.answer(QUESTION, mode=Mode.TEXT, max_tokens=24)
+    assert "Solberg" in answer.text
+    assert "[" not in answer.text, "the number is the daemon's and the reader's business"
+    assert [source.title for source in answer.cited] == ["The clock"]
+    refusal = told.answer("Who composed the opera Tosca?", mode=Mode.TEXT, max_tokens=24)
+    assert (refusal.text, refusal.cited) == (REFUSAL, ())
+
+
 def test_sources_come_first_then_text_then_usage(told: Memory) -> None:
     sources, text, usage = events(told, mode=Mode.TEXT)
     assert text.strip()
