@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator
 
 import pytest
-from memoryd_client import Client, Memory, Retry
+from memoryd_client import Client, Memory, NotFound, Retry
 
 from tests.client.fake_daemon import FakeDaemon
 
@@ -40,8 +41,12 @@ def client(target: str) -> Iterator[Client]:
 
 
 @pytest.fixture
-def memory(client: Client, unique: str) -> Memory:
-    return client.memory(unique, create=True)
+def memory(client: Client, unique: str) -> Iterator[Memory]:
+    """Deleted afterwards: the real daemon is everybody's, and would go on compressing what was written."""
+    made = client.memory(unique, create=True)
+    yield made
+    with contextlib.suppress(NotFound):
+        client.memories.delete(made.name)
 
 
 @pytest.fixture
