@@ -15,7 +15,8 @@ from bench.lab import row
 from bench.stats import median
 from bench.texts import texts
 from memoryd.compress import codec
-from memoryd.compress.pooled import RATIOS, PooledCompressor
+from memoryd.compress.card import RATIOS
+from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import load_base_model
 from memoryd.engine.runner import to_bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,11 +96,6 @@ def main() -> None:
     with span() as taken:
         until_idle(runner)
     say("compress, tokens", taken.per_second(CHUNK * len(chunks)))
-    forward: Callable[..., object] = base.model.base_model
-    with torch.inference_mode(), span() as taken:
-        for chunk in chunks:
-            forward(input_ids=torch.tensor([chunk]), use_cache=False)
-    say("plain forward pass of the same, tokens", taken.per_second(CHUNK * len(chunks)))
 
     runner.embed(1, [TEXT] * 32, urgent=False)
     with span() as taken:

@@ -240,7 +240,7 @@ class Daemon:
     async def _recompress(self, parts: Parts) -> None:
         """What another compressor made, before the configuration was changed."""
         fingerprint = parts.models.info.compressor.fingerprint
-        if count := await asyncio.to_thread(request_recompression, parts.ledger, fingerprint):
+        if count := await self._patiently(lambda: asyncio.to_thread(request_recompression, parts.ledger, fingerprint)):
             self._log.info("the compressor has changed: documents are compressed anew", documents=count)
             parts.jobs.wake()
 

@@ -16,6 +16,8 @@ from typing import Any
 from memoryd.errors import DataLoss, FingerprintMismatch
 
 CONFIG = "config.json"
+RATIOS = (4, 8, 16, 32)
+"""Source tokens for each compressed embedding of the pooled compressor."""
 
 
 OVER_FIRST, OVER_WRONG = "over_first_low", "over_wrong_low"

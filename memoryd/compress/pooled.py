@@ -26,14 +26,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm
 
-from memoryd.compress.card import Card, Gate, read_card, write_card
+from memoryd.compress.card import RATIOS, Card, Gate, read_card, write_card
 from memoryd.compress.chunker import Limits
 from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 KIND = "pooled"
-RATIOS = (4, 8, 16, 32)
 _WEIGHTS = "projector.safetensors"
 _SEED = 20240411  # of the first weights; any number, fixed so that everybody's untrained compressor has one fingerprint
 

@@ -17,6 +17,12 @@ def reader_path(base_fingerprint: str) -> Path | None:
     return None
 
 
+def reader_for(compressor: Path | None, base_fingerprint: str) -> Path | None:
+    """The one that was trained along with the compressor, which reads what that makes; else the one that ships."""
+    own = compressor / "reader" if compressor else None
+    return own if own and own.is_dir() else reader_path(base_fingerprint)
+
+
 def reader_fingerprint(path: Path) -> str:
     """Content hash of its configuration and weights."""
     digest = hashlib.sha256()

@@ -9,8 +9,9 @@ with --gate the verdict into the compressor's own card.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from memoryd.compress.card import OVER_FIRST, OVER_WRONG, Gate, read_card, write
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import READER, Adapters
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
-from memoryd.engine.reader import reader_path
+from memoryd.engine.reader import reader_for
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.arms import AT_A_RATIO, show, slots
@@ -42,8 +43,18 @@ class Bench:
 
     base: Any
     adapters: Adapters
-    compressors: dict[int, PooledCompressor]
+    compressor: PooledCompressor
     tokenizer: TextTokenizer
+    made: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+    def compressed(self, chunk: str, ratio: int) -> Any:
+        """[k, d_model]; arms and questions share chunks, so each is compressed once at a ratio."""
+        import torch
+
+        if (chunk, ratio) not in self.made:
+            with torch.inference_mode():
+                (self.made[chunk, ratio],) = self.compressor.encode([self.tokenizer.encode(chunk)], ratio)
+        return self.made[chunk, ratio]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,16 +98,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _load(options: argparse.Namespace) -> Bench:
     path = ensure_base_model(options.base, options.data_dir)
     base = load_base_model(path)
-    own = options.compressor and options.compressor / READER
-    reader = own if own and own.is_dir() else reader_path(base.fingerprint)
-    adapters = Adapters(base, reader)
-    compressors = {
-        ratio: PooledCompressor.load(options.compressor, base, adapters, ratio)
-        if options.compressor
-        else PooledCompressor.untrained(base, adapters, ratio)
-        for ratio in options.ratios
-    }
-    return Bench(base, adapters, compressors, TextTokenizer(path))
+    adapters = Adapters(base, reader_for(options.compressor, base.fingerprint))
+    if options.compressor:
+        compressor = PooledCompressor.load(options.compressor, base, adapters, options.ratios[0])
+    else:
+        compressor = PooledCompressor.untrained(base, adapters, options.ratios[0])
+    return Bench(base, adapters, compressor, TextTokenizer(path))
 
 
 def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: int) -> list[str]:
@@ -105,21 +112,21 @@ def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: 
 
     embed = bench.base.model.get_input_embeddings()
     prompts: list[torch.Tensor] = []
+    blocks: list[int] = []
     for case in asked:
         shown = show(arm, case, bench.tokenizer, ratio)
         prompt = assemble(bench.tokenizer, shown.blocks, case.question)
-        keys = list(shown.chunks)
-        made = bench.compressors[ratio].compress([bench.tokenizer.encode(shown.chunks[key]) for key in keys]) if keys else []
-        soft = dict(zip(keys, made, strict=True))
+        soft = {key: bench.compressed(chunk, ratio) for key, chunk in shown.chunks.items()}
         with torch.inference_mode():
             pieces = [
                 soft[s.chunk_key] if isinstance(s, SoftSlot) else embed(torch.tensor(list(s.ids))) for s in prompt.segments
             ]
             prompts.append(torch.cat(pieces))
+        blocks.append(len(prompt.numbered))
     reads = READER if bench.adapters.has(READER) else ""
     with bench.adapters.using(reads):
         said = answers_of(bench.base, bench.base.model, bench.tokenizer, prompts, _MAX_TOKENS, batch, label=f"{arm} {ratio}x")
-    return [split_citation(answer)[1] for answer in said]
+    return [split_citation(answer, count)[1] for answer, count in zip(said, blocks, strict=True)]
 
 
 def _score(case: Case, answer: str) -> float:
@@ -200,7 +207,7 @@ def _language_rows(bench: Bench, asked: Sequence[Case], ratio: int, count: int) 
             chunk, rest = ids[start : start + 512], ids[start + 512 : start + 512 + _FOLLOW]
             if not rest:
                 continue
-            soft = bench.compressors[ratio].compress([chunk])
+            soft = bench.compressor.encode([chunk], ratio)
             model = bench.base.model
             again = predict(model, [SoftPack((chunk,), (0,), ((repeat, chunk),))], [soft])
             hits.append(again.hits())
@@ -209,7 +216,7 @@ def _language_rows(bench: Bench, asked: Sequence[Case], ratio: int, count: int) 
                 losses[name].append(float(predict(model, [SoftPack((chunk,), context, (((), answer),))], [soft]).loss()))
     rows = [Row(f"repeated at {ratio}x: tokens right", mean(hits), "share", *bootstrap(hits), n=len(hits))]
     for name, values in losses.items():
-        perplexities = [2.718281828**value for value in values]
+        perplexities = [math.exp(value) for value in values]
         rows.append(
             Row(
                 f"continued at {ratio}x after {name}", mean(perplexities), "perplexity", *bootstrap(perplexities), n=len(values)

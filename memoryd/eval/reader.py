@@ -94,7 +94,7 @@ def measure(options: Options) -> tuple[list[Row], list[dict[str, Any]]]:
 
     def ask(model: Any, asked: Sequence[Item], prompt: Callable[[Item], list[int]]) -> list[str]:
         said = answers(base, model, tokenizer, [prompt(i) for i in asked], 44, options.batch)
-        return [split_citation(answer)[1] for answer in said]
+        return [split_citation(answer, len(i.blocks))[1] for i, answer in zip(asked, said, strict=True)]
 
     reader = options.reader or reader_path(base.fingerprint)
     model: Any = PeftModel.from_pretrained(base.model, reader).merge_and_unload() if reader else base.model

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-RATIOS = (4, 8, 16, 32)
+from memoryd.compress.card import RATIOS
 
 
 @dataclass(frozen=True, slots=True)

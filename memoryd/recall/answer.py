@@ -180,7 +180,7 @@ class Answerer:
             use_reader=bool(self._models.info.reader),
             compressor_fingerprint=usage.compressor,
         )
-        citation = CitationSplitter()
+        citation = CitationSplitter(len(prompt.numbered))
         async with contextlib.aclosing(self._models.worker.generate(request)) as events:
             async for event in events:
                 usage.output_tokens = event.output_tokens or usage.output_tokens
@@ -193,7 +193,7 @@ class Answerer:
         if text := citation.end():
             usage.time_to_first_token_ms = usage.time_to_first_token_ms or _since(began)
             yield Text(text)
-        if citation.number and citation.number <= len(prompt.numbered):
+        if citation.number:
             usage.cited = [context.origins[prompt.numbered[citation.number - 1]]]
 
     def _read(self, tenant: str, question: Question, sources: Sequence[Source]) -> tuple[_Context, int]:

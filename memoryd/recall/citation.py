@@ -17,17 +17,18 @@ def cite(number: int, answer: str) -> str:
     return f"[{number}] {answer}"
 
 
-def split_citation(text: str) -> tuple[int | None, str]:
-    """(the number that the text opens with, the rest); (None, text) where it opens with none."""
+def split_citation(text: str, blocks: int) -> tuple[int | None, str]:
+    """(the number that the text opens with, the rest); (None, text) where it opens with none of the ``blocks`` shown."""
     match = _WHOLE.match(text)
-    return (int(match[1]), text[match.end() :]) if match else (None, text)
+    return (int(match[1]), text[match.end() :]) if match and 1 <= int(match[1]) <= blocks else (None, text)
 
 
 class CitationSplitter:
     """Takes the citation off a stream of text; holds back no more than what may still be one."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int) -> None:
         self.number: int | None = None
+        self._blocks = blocks
         self._held = ""
         self._open = True
 
@@ -46,5 +47,5 @@ class CitationSplitter:
 
     def _settle(self) -> str:
         self._open = False
-        self.number, rest = split_citation(self._held)
+        self.number, rest = split_citation(self._held, self._blocks)
         return rest

@@ -57,7 +57,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     from memoryd.compress.load import load_compressor
     from memoryd.engine.adapters import Adapters
     from memoryd.engine.base_model import ensure_base_model, load_base_model
-    from memoryd.engine.reader import reader_fingerprint
+    from memoryd.engine.reader import reader_fingerprint, reader_for
     from memoryd.engine.retrieval_encoder import load_retrieval_encoder
     from memoryd.engine.runner import Runner
     from memoryd.engine.scheduler import Limits
@@ -71,7 +71,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
 
     path = ensure_base_model(arguments.model, arguments.data_dir)
     base = load_base_model(path, dtype, device)
-    reader = _reader(arguments.compressor, base.fingerprint)
+    reader = reader_for(arguments.compressor, base.fingerprint)
     adapters = Adapters(base, reader)
     compressor = load_compressor(arguments.compressor, base, adapters, arguments.ratio)
     encoder = load_retrieval_encoder(arguments.data_dir, device)
@@ -93,15 +93,6 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
         encoder_dim=encoder.dim,
         reader=f"reader-{reader_fingerprint(reader)}" if reader else "",
     )
-
-
-def _reader(compressor: Path | None, base_fingerprint: str) -> Path | None:
-    """The one that was trained along with the compressor, which reads what that makes; else the one that ships."""
-    from memoryd.engine.adapters import READER
-    from memoryd.engine.reader import reader_path
-
-    own = compressor / READER if compressor else None
-    return own if own and own.is_dir() else reader_path(base_fingerprint)
 
 
 async def _serve(arguments: argparse.Namespace) -> int:
