@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memoryd.engine.adapters import Adapters
 
 METRICS = "metrics.jsonl"
+_STATE = "state.json"
 _WINDOW = 25  # steps of a running mean in the plot
 
 
@@ -43,20 +44,39 @@ def save(
     progress: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint beside the last one, then put it in its place."""
-    import torch
     from safetensors.torch import save_file
+
+    def fill(directory: Path) -> None:
+        for name, part in weights.items():
+            save_file(part.get(), directory / f"{name}.safetensors")
+
+    write(out, fill, optimizer, {"recipe": recipe, "progress": progress})
+
+
+def write(out: Path, fill: Callable[[Path], None], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """The same where ``fill`` writes the weights, in whatever layout, into the folder that it is given."""
+    import torch
 
     building, target, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    for name, part in weights.items():
-        save_file(part.get(), building / f"{name}.safetensors")
+    fill(building)
     torch.save(optimizer.state_dict(), building / "optimizer.pt")
-    (building / "state.json").write_text(json.dumps({"recipe": recipe, "progress": progress}, indent=1))
+    (building / _STATE).write_text(json.dumps(state, indent=1))
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     building.rename(target)
+
+
+def last(out: Path) -> Path | None:
+    """The last whole checkpoint's folder; None where there is none."""
+    return next((out / name for name in ("checkpoint", "checkpoint.old") if (out / name / _STATE).is_file()), None)
+
+
+def progress_of(directory: Path) -> dict[str, Any]:
+    progress: dict[str, Any] = json.loads((directory / _STATE).read_text())["progress"]
+    return progress
 
 
 def resume(out: Path, weights: Mapping[str, Weights], optimizer: torch.optim.Optimizer, device: str = "cpu") -> dict[str, Any]:
@@ -64,14 +84,13 @@ def resume(out: Path, weights: Mapping[str, Weights], optimizer: torch.optim.Opt
     import torch
     from safetensors.torch import load_file
 
-    found = next((p for name in ("checkpoint", "checkpoint.old") if (p := out / name / "state.json").is_file()), None)
+    found = last(out)
     if found is None:
         return {}
     for name, part in weights.items():
-        part.set(load_file(found.parent / f"{name}.safetensors"))
-    optimizer.load_state_dict(torch.load(found.parent / "optimizer.pt", weights_only=True, map_location=device))
-    progress: dict[str, Any] = json.loads(found.read_text())["progress"]
-    return progress
+        part.set(load_file(found / f"{name}.safetensors"))
+    optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True, map_location=device))
+    return progress_of(found)
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

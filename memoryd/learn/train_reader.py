@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.learn import checkpoint
 from memoryd.learn.packing import encode_pack, packed_loss
 from memoryd.learn.reader_data import ReaderData
 from memoryd.learn.spare_cores import SpareCores
@@ -129,7 +129,7 @@ def train(
             save(out, model, optimizer, recipe, progress, base.fingerprint)
             saved = time.monotonic()
     save(out, model, optimizer, recipe, progress, base.fingerprint)
-    plot_losses(out)
+    checkpoint.plot(out, "examples", ("loss",), "Training the reader")
     return progress
 
 
@@ -150,19 +150,9 @@ def attach_lora(model: Any, recipe: Recipe) -> PeftModel:
 def save(
     out: Path, model: PeftModel, optimizer: torch.optim.Optimizer, recipe: Recipe, progress: Progress, fingerprint: str
 ) -> None:
-    """Write a checkpoint beside the last one, then put it in its place."""
-    import torch
-
-    building, target, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
-    shutil.rmtree(building, ignore_errors=True)
-    model.save_pretrained(str(building))
-    torch.save(optimizer.state_dict(), building / "optimizer.pt")
+    """Write a checkpoint, the adapter in PEFT's layout."""
     state = {"recipe": asdict(recipe), "progress": asdict(progress), "base_fingerprint": fingerprint}
-    (building / "state.json").write_text(json.dumps(state, indent=1))
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    building.rename(target)
+    checkpoint.write(out, lambda directory: model.save_pretrained(str(directory)), optimizer, state)
 
 
 def resume(out: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> Progress:
@@ -171,33 +161,12 @@ def resume(out: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> Pro
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    found = next((p for name in ("checkpoint", "checkpoint.old") if (p := out / name / "state.json").is_file()), None)
+    found = checkpoint.last(out)
     if found is None:
         return Progress()
-    set_peft_model_state_dict(model, load_file(found.parent / "adapter_model.safetensors"))
-    optimizer.load_state_dict(torch.load(found.parent / "optimizer.pt", weights_only=True))
-    return Progress(**json.loads(found.read_text())["progress"])
-
-
-def plot_losses(out: Path) -> None:
-    """out/loss.png: the loss of each step and its running mean, over examples seen."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    logged = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    rows = sorted({row["step"]: row for row in logged}.values(), key=lambda row: row["step"])  # a resumed step counts once
-    examples, losses = [r["examples"] for r in rows], [r["loss"] for r in rows]
-    width = min(25, len(losses))
-    mean = [sum(losses[max(0, i - width) : i + 1]) / len(losses[max(0, i - width) : i + 1]) for i in range(len(losses))]
-    figure, axes = plt.subplots(figsize=(7, 4))
-    axes.plot(examples, losses, linewidth=0.5, alpha=0.4, label="step")
-    axes.plot(examples, mean, label=f"mean of {width} steps")
-    axes.set(xlabel="examples seen", ylabel="loss of the answers' tokens", title="Training the reader")
-    axes.legend()
-    figure.savefig(out / "loss.png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
+    set_peft_model_state_dict(model, load_file(found / "adapter_model.safetensors"))
+    optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True))
+    return Progress(**checkpoint.progress_of(found))
 
 
 def _log(out: Path, recipe: Recipe, progress: Progress, loss: float, norm: float, took: float, threads: int) -> None:
@@ -215,7 +184,7 @@ def _log(out: Path, recipe: Recipe, progress: Progress, loss: float, norm: float
         "tokens_per_second": round(rate, 1),
         "minutes_left": round(left / 60, 1),
     }
-    with (out / "metrics.jsonl").open("a") as file:
+    with (out / checkpoint.METRICS).open("a") as file:
         file.write(json.dumps(row) + "\n")
     if progress.step % 10 == 0 or progress.step == 1:
         print(json.dumps(row), flush=True)
