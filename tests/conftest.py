@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from memoryd_client import Client, Memory
+from memoryd_client import Client, Memory, NotFound
 
 from tests.daemon import DaemonProcess
 
@@ -42,6 +43,9 @@ def client(daemon: DaemonProcess) -> Iterator[Client]:
 
 
 @pytest.fixture
-def memory(client: Client) -> Memory:
-    """A fresh memory, of no other test."""
-    return client.memory(f"test-{uuid.uuid4().hex[:12]}", create=True)
+def memory(client: Client) -> Iterator[Memory]:
+    """A fresh memory, of no other test. Deleted afterwards, or the daemon would go on compressing what was written."""
+    made = client.memory(f"test-{uuid.uuid4().hex[:12]}", create=True)
+    yield made
+    with contextlib.suppress(NotFound):
+        client.memories.delete(made.name)

@@ -26,6 +26,7 @@ from memoryd.recall.prompt import REFUSAL, TextBlock
 _MAX_ANSWERED, _MAX_REFUSED = 11, 6  # questions of a pack
 _MIXTURE = {"squad": 0.74, "chat": 0.13, "nq": 0.08, "boolq": 0.025, "qmsum": 0.025}
 _EMPTY = 0.02  # packs whose memory holds nothing
+_HIDDEN = 0.3  # SQuAD packs that show all that is related to their first question and not its answer
 _NEAR = 5  # a passage among the first so many for a question is a hard distractor
 
 
@@ -146,10 +147,8 @@ class ReaderData:
         article = r.choices(self._articles, [len(a.questions) for a in self._articles])[0]
         seed = min(range(len(article.questions)), key=lambda q: (article.used[q], r.random()))
         count = r.choice((1, 2, 3, 3, 3, 3, 4, 5))
-        gold = r.choice(sorted(article.gold[seed]))
-        shown = [i for i in article.ranked[seed] if i != gold][: count - 1]
-        at = article.ranked[seed].index(gold) if gold in article.ranked[seed] else r.randrange(count)
-        shown.insert(min(at, len(shown)), gold)
+        hidden = r.random() < _HIDDEN
+        shown = self._without_answer(article, seed)[:count] if hidden else self._with_answer(article, seed, count)
         title = article.title if r.random() < 0.8 else ""
         blocks = [TextBlock(article.passages[i], title) for i in shown]
         shown_as = dict(zip(shown, blocks, strict=True))
@@ -158,12 +157,26 @@ class ReaderData:
         answered = [q for q, g in enumerate(article.gold) if g & set(shown)]
         answered.sort(key=lambda q: (q != seed, article.used[q], r.random()))
         del answered[_MAX_ANSWERED:]
-        for q in answered:
+        for q in {seed, *answered}:
             article.used[q] += 1
         questions = [self._from_article(article, q, shown_as) for q in answered]
         wanted = min(_MAX_REFUSED, max(2, round(len(answered) * 0.55)))
-        questions += self._refused(article, shown, blocks, wanted)
+        questions += self._refused(article, shown, blocks, wanted, [seed] if hidden else [])
         return self._pack("squad", blocks, questions)
+
+    def _with_answer(self, article: Article, q: int, count: int) -> list[int]:
+        """The ``count`` passages that retrieval brings for question ``q``, one that holds its answer among them."""
+        ranked = article.ranked[q]
+        gold = self._random.choice(sorted(article.gold[q]))
+        shown = [i for i in ranked if i != gold][: count - 1]
+        at = ranked.index(gold) if gold in ranked else self._random.randrange(count)
+        shown.insert(min(at, len(shown)), gold)
+        return shown
+
+    def _without_answer(self, article: Article, q: int) -> list[int]:
+        """What retrieval brings for question ``q`` from a memory that does not hold its answer: the hardest refusals."""
+        answers = article.questions[q][1]
+        return [i for i in article.ranked[q] if i not in article.gold[q] and not holds(article.passages[i], answers)]
 
     def _from_article(self, article: Article, q: int, shown: dict[int, TextBlock]) -> Asked:
         """Question ``q``, answered from the first block that retrieval would give it among those that hold the answer."""
@@ -173,8 +186,11 @@ class ReaderData:
         answer = _answer([a for a in answers if a in shown[gold].text], self._random)
         return Asked(question, answer, shown[gold])
 
-    def _refused(self, article: Article, shown: list[int], blocks: list[TextBlock], wanted: int) -> list[Asked]:
-        """Questions of the same article that the blocks do not answer, related ones first; one in four is a stranger."""
+    def _refused(
+        self, article: Article, shown: list[int], blocks: list[TextBlock], wanted: int, first: list[int]
+    ) -> list[Asked]:
+        """Questions of the same article that the blocks do not answer: ``first``, then those to which most of the blocks
+        are related; one in four of these is a stranger in their place."""
         r = self._random
         text = " ".join(b.text for b in blocks)
         near = [
@@ -182,11 +198,11 @@ class ReaderData:
             for q, ranked in enumerate(article.ranked)
             if not article.gold[q] & set(shown) and set(ranked[:_NEAR]) & set(shown)
         ]
-        r.shuffle(near)
-        near = near[: max(0, wanted)]
+        related = {q: len(set(article.ranked[q][:_NEAR]) & set(shown)) + 2 * r.random() for q in near}
+        near.sort(key=lambda q: (q not in first, -related[q]))
         questions: list[Asked] = []
-        for q in near:
-            stranger = r.random() < 0.25
+        for q in near[:wanted]:
+            stranger = q not in first and r.random() < 0.25
             question, answers = r.choice(r.choice(self._articles).questions) if stranger else article.questions[q]
             if not holds(text, answers):
                 questions.append(Asked(question, REFUSAL))

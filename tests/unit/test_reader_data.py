@@ -100,6 +100,26 @@ def test_refusals_are_of_what_is_not_in_view(made: list[Pack]) -> None:
                 assert f"{city} was founded" not in text
 
 
+def test_some_refusals_are_the_hardest_all_that_is_related_and_not_the_answer(folder: Path) -> None:
+    """Retrieval for such a question brings what is shown, from a memory without its answer."""
+    retrieval = RetrievalTokenizer()
+    data = ReaderData(folder, retrieval, retrieval, seed=3)
+    ranked = {
+        question: [article.passages[i] for i in ranking if i not in gold]
+        for article in data._articles
+        for (question, _), ranking, gold in zip(article.questions, article.ranked, article.gold, strict=True)
+    }
+    made = [pack for pack in islice(data.packs(), 300) if pack.source == "squad"]
+
+    def hardest(pack: Pack) -> bool:
+        shown = {block.text for block in pack.blocks}
+        refused = [asked.question for asked in pack.questions if asked.answer == REFUSAL]
+        return any(set(ranked[question][: len(shown)]) == shown for question in refused if question in ranked)
+
+    several = [pack for pack in made if len(pack.blocks) >= 3]
+    assert sum(map(hardest, several)) / len(several) > 0.2
+
+
 def test_the_mixture(made: list[Pack]) -> None:
     sources = Counter(p.source for p in made)
     assert set(sources) == {"squad", "chat", "nq", "boolq", "qmsum", "empty"}
