@@ -1,4 +1,4 @@
-"""Fixtures of all tests: one real daemon for a whole session, with the real model, a fresh memory for each test; and servers."""
+"""Fixtures of all tests: one real daemon for a session, with the real model; a fresh memory for each test; servers."""
 
 from __future__ import annotations
 
