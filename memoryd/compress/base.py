@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from memoryd.errors import InvalidArgument
+
 
 class Compressor(Protocol):
     """Turns each chunk into a [k, d_model] tensor that is prepended as soft tokens. The loop owns it."""
@@ -37,3 +39,12 @@ class Compressor(Protocol):
         All chunks go through in one pass, padded to the longest: the caller bounds a micro-batch. Raises
         InvalidArgument where a chunk is empty, longer than the base model takes, or has an id that is no token.
         """
+
+
+def check_chunks(chunks: Sequence[Sequence[int]], max_positions: int, vocabulary: int) -> None:
+    """Raises InvalidArgument, naming the chunk, where one is empty, too long for the base model, or has an id of no token."""
+    for index, chunk in enumerate(chunks):
+        if not 0 < len(chunk) <= max_positions:
+            raise InvalidArgument(f"chunk {index} has {len(chunk)} tokens, not 1 to {max_positions}")
+        if min(chunk) < 0 or max(chunk) >= vocabulary:
+            raise InvalidArgument(f"chunk {index} has an id that is no token of the base model")

@@ -7,13 +7,17 @@ README.md                the model card
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memoryd.errors import DataLoss, FingerprintMismatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG = "config.json"
 RATIOS = (4, 8, 16, 32)
@@ -81,3 +85,12 @@ def write_card(directory: Path, card: Card) -> None:
         "settings": dict(card.settings),
     }
     (directory / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def fingerprint_of(facts: Sequence[object], tensors: Mapping[str, Tensor]) -> str:
+    """Content hash of what a compressor is and of its weights, in this order."""
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for name, tensor in tensors.items():
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

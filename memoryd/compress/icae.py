@@ -9,24 +9,34 @@ is the base model with the adapter off; memoryd's prompts have no token of the p
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from memoryd.compress.card import Gate
-from memoryd.compress.slots import SlotCompressor, SlotSettings
+from memoryd.compress.slots import LearnedTokens, SlotCompressor, SlotSettings
 from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.errors import DataLoss
 
 KIND = "icae"
-RATE = 4
-"""Tokens of a full segment for each slot."""
+SETTINGS = SlotSettings(KIND, segment=512, accumulate=False)
+SLOTS = 128
+_RATE = 4  # tokens of a full segment for each slot, in all published checkpoints
 _SLOTS = "memory_token_embed.weight"
 _SPECIAL = 3
 _ALPHA = 32  # of all published checkpoints; the file does not hold it
 _PREFIX = "icae."
+
+
+def first_tokens(base: BaseModel) -> LearnedTokens:
+    """Drawn at random, from torch's generator, with the RMS of the base model's token embeddings."""
+    model: Any = base.model
+    table_VD: Tensor = model.get_input_embeddings().weight
+    return LearnedTokens(torch.randn(SLOTS, base.d_model) * table_VD.float().pow(2).mean().sqrt().cpu())
 
 
 def is_published(directory: Path) -> bool:
@@ -56,4 +66,4 @@ def load(directory: Path, base: BaseModel, adapters: Adapters) -> SlotCompressor
         raise DataLoss(f"compressor in {directory} has no LoRA")
     rank = next(tensor.shape[0] for key, tensor in lora.items() if ".lora_A." in key)
     adapters.install(ENCODER, lora, _ALPHA / rank, directory)
-    return SlotCompressor(base, adapters, slots_SD, SlotSettings(KIND, RATE * slots_SD.shape[0], False), Gate())
+    return SlotCompressor(base, adapters, LearnedTokens(slots_SD), SlotSettings(KIND, _RATE * slots_SD.shape[0], False), Gate())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memoryd.compress import autocompressor, icae
+from memoryd.compress import autocompressor, icae, slots
 from memoryd.compress.base import Compressor
 from memoryd.compress.card import read_card
 from memoryd.compress.pooled import PooledCompressor
@@ -21,6 +21,9 @@ def load_compressor(directory: Path | None, base: BaseModel, adapters: Adapters,
         return PooledCompressor.untrained(base, adapters, ratio)
     if icae.is_published(directory):
         return icae.load(directory, base, adapters)
-    if autocompressor.is_published(directory) or read_card(directory).kind == autocompressor.KIND:
+    if autocompressor.is_published(directory):
         return autocompressor.load(directory, base, adapters)
+    card = read_card(directory)
+    if card.kind in (autocompressor.KIND, icae.KIND):
+        return slots.load(directory, card, base, adapters)
     return PooledCompressor.load(directory, base, adapters, ratio)

@@ -13,8 +13,6 @@ learned, since pooling shrinks vectors and the frozen decoder has only ever seen
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm
 
-from memoryd.compress.card import RATIOS, Card, Gate, read_card, write_card
+from memoryd.compress.base import check_chunks
+from memoryd.compress.card import RATIOS, Card, Gate, fingerprint_of, read_card, write_card
 from memoryd.compress.chunker import Limits
 from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel
@@ -82,7 +81,8 @@ class PooledCompressor:
         self.ratio = ratio
         self.gate = gate
         self.projector = projector.to(device=table_VD.device, dtype=torch.float32)
-        self.fingerprint = _fingerprint(projector, adapters, ratio, base.fingerprint)
+        encoder = adapters.state(ENCODER) if adapters.has(ENCODER) else {}
+        self.fingerprint = fingerprint_of([KIND, ratio, base.fingerprint], _weights(projector) | encoder)
         self._table_rms = float(table_VD.float().pow(2).mean().sqrt())
         self._max_positions = int(model.config.max_position_embeddings)
 
@@ -120,20 +120,19 @@ class PooledCompressor:
         """See `Compressor`. Tensors are [ceil(tokens / ratio), d_model] in the base model's dtype, on its device."""
         return self.encode(chunks, self.ratio) if chunks else []
 
+    def slots(self, tokens: int, ratio: int) -> int:
+        """How many compressed embeddings a chunk of so many tokens becomes."""
+        return -(-tokens // ratio)
+
     def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[Tensor]:
         """`compress` at any ratio, with gradients: what training runs."""
+        check_chunks(chunks, self._max_positions, self._embed.weight.shape[0])
         lengths = [len(chunk) for chunk in chunks]
-        if min(lengths) == 0:
-            raise InvalidArgument("a chunk has no tokens")
-        if max(lengths) > self._max_positions:
-            raise InvalidArgument(f"a chunk has {max(lengths)} tokens, the base model takes {self._max_positions}")
         B, r = len(chunks), ratio
         L = -(-max(lengths) // r) * r  # whole groups
         ids_BL = torch.zeros(B, L, dtype=torch.long)
         for row, chunk in enumerate(chunks):
             ids_BL[row, : len(chunk)] = torch.tensor(chunk)
-        if int(ids_BL.min()) < 0 or int(ids_BL.max()) >= self._embed.weight.shape[0]:
-            raise InvalidArgument("a chunk has an id that is no token of the base model")
         real_BL = torch.arange(L) < torch.tensor(lengths)[:, None]
 
         device = self._embed.weight.device
@@ -171,11 +170,3 @@ def _pool(x_BLD: Tensor, real_BL: Tensor, r: int) -> Tensor:
 def _weights(projector: Projector) -> dict[str, Tensor]:
     return {name: tensor.float().cpu().contiguous() for name, tensor in sorted(projector.state_dict().items())}
 
-
-def _fingerprint(projector: Projector, adapters: Adapters, ratio: int, base_fingerprint: str) -> str:
-    digest = hashlib.sha256(json.dumps([KIND, ratio, base_fingerprint]).encode())
-    encoder = adapters.state(ENCODER) if adapters.has(ENCODER) else {}
-    for name, tensor in [*_weights(projector).items(), *encoder.items()]:
-        digest.update(json.dumps([name, list(tensor.shape)]).encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from memoryd.compress.base import Compressor
+from memoryd.compress.base import Compressor, check_chunks
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.request import Generation, TokenIds
 from memoryd.errors import FingerprintMismatch, InvalidArgument
@@ -32,7 +32,8 @@ class PromptReader:
         d_model, prompt = self._table_VD.shape[1], 0
         for segment in request.segments:
             if isinstance(segment, TokenIds):
-                self.check_ids(segment.ids, "the prompt")
+                if segment.ids and not (min(segment.ids) >= 0 and max(segment.ids) < self._table_VD.shape[0]):
+                    raise InvalidArgument("the prompt has an id that is no token of the base model")
                 prompt += len(segment.ids)
                 continue
             self.check_compressor(request.compressor_fingerprint)
@@ -55,14 +56,7 @@ class PromptReader:
 
     def check_chunks(self, chunks: Sequence[Sequence[int]]) -> None:
         """Raises InvalidArgument where a chunk can't be compressed."""
-        for index, chunk in enumerate(chunks):
-            if not 0 < len(chunk) <= self.max_positions:
-                raise InvalidArgument(f"chunk {index} has {len(chunk)} tokens, not 1 to {self.max_positions}")
-            self.check_ids(chunk, f"chunk {index}")
-
-    def check_ids(self, ids: Sequence[int], where: str) -> None:
-        if ids and not (min(ids) >= 0 and max(ids) < self._table_VD.shape[0]):
-            raise InvalidArgument(f"{where} has an id that is no token of the base model")
+        check_chunks(chunks, self.max_positions, self._table_VD.shape[0])
 
     def check_compressor(self, fingerprint: str) -> None:
         if fingerprint != self._compressor.fingerprint:

@@ -1,6 +1,6 @@
 """What a compressor is trained on: chunks of plain text to repeat and to continue, and questions over chunks.
 
-A text sample is a chunk of up to 512 tokens with the tokens that follow it, cut at a random place of a random document.
+A text sample is a chunk with the tokens that follow it, cut at a random place of a random document.
 Question packs are those of the reader (`reader_data`), over chunks in place of passages, shown as memoryd shows them in
 one of its three modes.
 """
@@ -8,17 +8,15 @@ one of its three modes.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from memoryd.compress.chunker import Limits
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.learn.reader_data import Pack, ReaderData, read_rows
 from memoryd.learn.soft_packing import Ids, SoftPack
 from memoryd.recall.citation import cite
 from memoryd.recall.prompt import Block, SoftBlock, SoftSlot, TextBlock, assemble
 
-CHUNK_TOKENS = Limits().chunk_tokens
 REPEAT = "\n\nThe same text again:\n"
 _CHARACTERS = 8  # at most, for each token: what is read of a document to be sure of enough tokens
 _MODES = (("compressed", 0.6), ("hybrid", 0.2), ("text", 0.2))
@@ -52,8 +50,10 @@ class Corpus:
 class TextData:
     """Text samples; the same ones for the same seed and step, whatever came before."""
 
-    def __init__(self, corpus: Corpus, tokenizer: TextTokenizer, seed: int) -> None:
+    def __init__(self, corpus: Corpus, tokenizer: TextTokenizer, seed: int, chunk_tokens: int) -> None:
+        """Half of the chunks have ``chunk_tokens``, the others half and a quarter of that."""
         self._corpus = corpus
+        self._chunk_tokens = chunk_tokens
         self._seed = seed
         self.characters = corpus.characters
         self._repeat = tuple(tokenizer.encode(REPEAT))
@@ -63,7 +63,7 @@ class TextData:
         r = random.Random(f"{self._seed}/{step}")
         made: list[SoftPack] = []
         while len(made) < count:
-            chunk_tokens = r.choice((CHUNK_TOKENS, CHUNK_TOKENS, CHUNK_TOKENS // 2, CHUNK_TOKENS // 4))
+            chunk_tokens = self._chunk_tokens // r.choice((1, 1, 2, 4))
             to_repeat = r.random() < repeat
             ids = self._corpus.sample(r, chunk_tokens if to_repeat else chunk_tokens + follow)
             chunk, rest = ids[:chunk_tokens], ids[chunk_tokens:]
@@ -86,14 +86,15 @@ class QuestionData:
     def packs(self) -> Iterator[Pack]:
         return self._data.packs()
 
-    def encode(self, pack: Pack, ratio: int, mode: str) -> SoftPack:
-        """The pack as memoryd would prompt for it in this mode: compressed, hybrid or text."""
+    def encode(self, pack: Pack, slots: Callable[[int], int], mode: str) -> SoftPack:
+        """The pack as memoryd would prompt for it in this mode: compressed, hybrid or text. ``slots`` says how many
+        compressed embeddings a chunk of so many tokens becomes."""
         chunks = [tuple(self._tokenizer.encode(block.text)) for block in pack.blocks]
         shown: list[Block] = []
         origins: list[int] = []
         for number, block in enumerate(pack.blocks):
             if mode != "text":
-                shown.append(SoftBlock(str(number), -(-len(chunks[number]) // ratio), block.title))
+                shown.append(SoftBlock(str(number), slots(len(chunks[number])), block.title))
                 origins.append(number)
             if mode == "text" or (mode == "hybrid" and number < 1):
                 shown.append(TextBlock(block.text, block.title))

@@ -1,22 +1,43 @@
-"""What is trained together: the compressor's encoder and projector, and the reader, on one frozen base model."""
+"""What is trained together: the compressor's encoder and head, and the reader, on one frozen base model.
+
+The head is what a kind has of its own: the projector of the pooled compressor, the learned tokens of the others.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from memoryd.engine.adapters import ENCODER, READER, Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.errors import FailedPrecondition
 from memoryd.learn.compressor_recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from memoryd.compress.pooled import PooledCompressor, Projector
-
+KINDS = ("pooled", "autocompressor", "icae")
 TEACHER = "teacher"
+
+
+class Trainable(Protocol):
+    """A compressor whose compressed embeddings carry gradients."""
+
+    @property
+    def ratio(self) -> int: ...
+    @property
+    def chunk_tokens(self) -> int: ...
+    def slots(self, tokens: int, ratio: int) -> int: ...
+    def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[torch.Tensor]: ...
+
+
+class Save(Protocol):
+    """Writes the compressor's directory: `directory`, the base model's name for the encoder's configuration."""
+
+    def __call__(self, directory: Path, base_name: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -35,23 +56,25 @@ class Parts:
 
     base: BaseModel
     adapters: Adapters
-    projector: Projector
-    compressor: PooledCompressor
+    head: torch.nn.Module
+    compressor: Trainable
     tokenizer: TextTokenizer
-    groups: dict[str, list[torch.nn.Parameter]]
+    groups: Mapping[str, list[torch.nn.Parameter]]
+    ratios: tuple[int, ...]
+    """All that this kind has; a stage asks for some of them."""
+    save: Save
 
 
 def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None) -> Parts:
-    """First weights; the reader starts from `reader` where there is one, and its teacher is that one, unchanging."""
+    """First weights; the reader starts from `reader` where there is one, and its teacher is that one, unchanging.
+
+    FailedPrecondition where the base model's window is too short for this kind's chunks.
+    """
     import torch
     from safetensors.torch import load_file
 
-    from memoryd.compress.card import Gate
-    from memoryd.compress.pooled import PooledCompressor, Projector
-
     torch.manual_seed(recipe.seed)
     adapters = Adapters(base)
-    projector = Projector.untrained(base.d_model)
     groups = {
         "encoder": adapters.create(ENCODER, recipe.encoder_rank, 2 * recipe.encoder_rank),
         "reader": adapters.create(READER, recipe.reader_rank, 2 * recipe.reader_rank),
@@ -59,6 +82,40 @@ def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None) -> P
     if reader is not None:
         adapters.load(TEACHER, reader)
         adapters.load_state(READER, load_file(reader / "adapter_model.safetensors"))
-    compressor = PooledCompressor(base, adapters, projector, 4, Gate())
-    groups["projector"] = list(projector.parameters())
-    return Parts(base, adapters, projector, compressor, TextTokenizer(path), groups)
+    head, compressor, ratios, save = (_pooled if recipe.kind == "pooled" else _slots)(base, adapters, recipe.kind)
+    window = int(base.model.config.max_position_embeddings)
+    if compressor.chunk_tokens + compressor.slots(compressor.chunk_tokens, ratios[0]) > window:
+        raise FailedPrecondition(
+            f"the {recipe.kind} reads {compressor.chunk_tokens} tokens at a time, the base model has {window} positions"
+        )
+    groups["head"] = list(head.parameters())
+    return Parts(base, adapters, head, compressor, TextTokenizer(path), groups, ratios, save)
+
+
+_Made = tuple["torch.nn.Module", Trainable, tuple[int, ...], Save]
+
+
+def _pooled(base: BaseModel, adapters: Adapters, kind: str) -> _Made:
+    from memoryd.compress import pooled
+    from memoryd.compress.card import RATIOS, Gate
+
+    head = pooled.Projector.untrained(base.d_model)
+
+    def save(directory: Path, base_name: str) -> None:
+        pooled.save(directory, base, base_name, adapters, head, {})
+
+    return head, pooled.PooledCompressor(base, adapters, head, RATIOS[0], Gate()), RATIOS, save
+
+
+def _slots(base: BaseModel, adapters: Adapters, kind: str) -> _Made:
+    from memoryd.compress import autocompressor, icae, slots
+    from memoryd.compress.card import Gate
+
+    of_kind = {"autocompressor": autocompressor, "icae": icae}[kind]
+    head = of_kind.first_tokens(base)
+    compressor = slots.SlotCompressor(base, adapters, head, of_kind.SETTINGS, Gate())
+
+    def save(directory: Path, base_name: str) -> None:
+        slots.save(directory, base, base_name, adapters, head, of_kind.SETTINGS, {})
+
+    return head, compressor, (compressor.ratio,), save

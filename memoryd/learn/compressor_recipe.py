@@ -30,7 +30,8 @@ class Stage:
     divergence: float = 0.5
     """Weight of KL(teacher || reader) beside the answers' cross-entropy; the teacher reads the text itself."""
     ratios: tuple[int, ...] = RATIOS
-    projector_rate: float = 0.0
+    """Of the pooled compressor; the other kinds have one each."""
+    head_rate: float = 0.0
     encoder_rate: float = 0.0
     reader_rate: float = 0.0
 
@@ -48,6 +49,7 @@ class Recipe:
     """All that decides the result."""
 
     stages: tuple[Stage, ...]
+    kind: str = "pooled"
     seed: int = 1
     encoder_rank: int = 32
     reader_rank: int = 16
@@ -76,10 +78,10 @@ RECIPES: Mapping[str, Recipe] = {
     # About 64k source tokens a step. 80 + 1900 + 900 steps are some 170M of them: half an hour on one H200.
     "gpu": Recipe(
         stages=(
-            Stage("projector", 80, texts=128, repeat=0.5, ratios=(4,), projector_rate=1e-3),
-            Stage("encoder", 1900, texts=128, projector_rate=3e-4, encoder_rate=3e-4),
+            Stage("head", 80, texts=128, repeat=0.5, ratios=(4,), head_rate=1e-3),
+            Stage("encoder", 1900, texts=128, head_rate=3e-4, encoder_rate=3e-4),
             Stage(
-                "answers", 900, texts=32, packs=24, projector_rate=1e-4, encoder_rate=1e-4, reader_rate=3e-4,
+                "answers", 900, texts=32, packs=24, head_rate=1e-4, encoder_rate=1e-4, reader_rate=3e-4,
             ),
         ),
         encoder_rank=64,
@@ -90,7 +92,7 @@ RECIPES: Mapping[str, Recipe] = {
         stages=(
             Stage(
                 "answers", 2000, texts=1, repeat=0.7, follow=128, packs=1, divergence=0.0, ratios=(4,),
-                projector_rate=1e-3, encoder_rate=5e-4, reader_rate=2e-4,
+                head_rate=1e-3, encoder_rate=5e-4, reader_rate=2e-4,
             ),
         ),
         encoder_rank=32,

@@ -1,4 +1,4 @@
-"""Turns what was trained into the directory that `memoryd serve --compressor` loads: encoder, projector, reader, card.
+"""Turns what was trained into the directory that `memoryd serve --compressor` loads: encoder, head, reader, card.
 
 It has passed no gate yet: `memoryd eval` finds that out, on documents that were not trained on, and writes it down.
 """
@@ -9,7 +9,6 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from memoryd.compress import pooled
 from memoryd.engine.adapters import READER
 from memoryd.learn import checkpoint
 from memoryd.learn.compressor_parts import Parts, Progress
@@ -19,22 +18,22 @@ _CARD = """---
 library_name: memoryd
 tags: [context-compression, lora, question-answering]
 ---
-# Pooled compressor for {model}
+# {title} for {model}
 
-Turns chunks of up to 512 tokens into one embedding for every 4, 8, 16 or 32 of them, for {model} to read in their place.
+Turns chunks of up to {chunk_tokens} tokens into one embedding for every {ratios} of them, for {model} to read in their place.
 It fits the base model of fingerprint `{fingerprint}` and no other.
 
 | | |
 |---|---|
-| encoder | the base model without its causal mask, LoRA r={encoder_rank} on every linear layer, in `encoder/` (PEFT) |
-| pooling | means of groups of hidden states; projector in `projector.safetensors` |
+| encoder | the base model{mask}, LoRA r={encoder_rank} on every linear layer, in `encoder/` (PEFT) |
+| head | {head} |
 | reader | LoRA r={reader_rank}, in `reader/` (PEFT): answers from compressed embeddings and from text |
 | seen | {source_tokens:,} source tokens in {step:,} of {steps:,} steps, seed {seed} |
 | took | {hours:.2f} hours on {hardware} |
 | texts | {corpus} |
 | questions | {qa} |
 
-| stage | steps | text samples a step | to repeat | question packs a step | ratios | rates: projector, encoder, reader |
+| stage | steps | text samples a step | to repeat | question packs a step | ratios | rates: head, encoder, reader |
 |---|---|---|---|---|---|---|
 {stages}
 
@@ -43,6 +42,12 @@ Its quality gate is in `config.json`, one verdict for each ratio; a ratio withou
 Made by `memoryd train-compressor`.
 """
 
+_HEADS = {
+    "pooled": "means of groups of hidden states; projector in `projector.safetensors`",
+    "autocompressor": "learned summary tokens in `slots.safetensors`; their last hidden states, accumulated over segments",
+    "icae": "learned memory slots in `slots.safetensors`; their last hidden states",
+}
+
 
 def export(
     parts: Parts, recipe: Recipe, progress: Progress, out: Path, model: str, corpus: str, qa: str, hardware: str
@@ -50,15 +55,21 @@ def export(
     """Write `out`/compressor; returns it. `corpus` and `qa` say in words what was trained on."""
     target = out / "compressor"
     shutil.rmtree(target, ignore_errors=True)
-    pooled.save(target, parts.base, model, parts.adapters, parts.projector, {})
+    parts.save(target, model)
     parts.adapters.save(READER, target / READER, model)
     stages = "\n".join(
-        f"| {s.name} | {s.steps} | {s.texts} | {s.repeat:.0%} | {s.packs} | {', '.join(map(str, s.ratios))} | "
-        f"{s.projector_rate:g}, {s.encoder_rate:g}, {s.reader_rate:g} |"
+        f"| {s.name} | {s.steps} | {s.texts} | {s.repeat:.0%} | {s.packs} | "
+        f"{', '.join(str(r) for r in parts.ratios if r in s.ratios) or parts.ratios[0]} | "
+        f"{s.head_rate:g}, {s.encoder_rate:g}, {s.reader_rate:g} |"
         for s in recipe.stages
     )
     card = _CARD.format(
         model=model,
+        title=f"{recipe.kind.capitalize()} compressor" if recipe.kind == "pooled" else recipe.kind.capitalize(),
+        chunk_tokens=parts.compressor.chunk_tokens,
+        ratios=" or ".join(map(str, parts.ratios)),
+        mask=" without its causal mask" if recipe.kind == "pooled" else "",
+        head=_HEADS[recipe.kind],
         fingerprint=parts.base.fingerprint,
         stages=stages,
         steps=recipe.steps,

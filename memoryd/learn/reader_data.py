@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memoryd.compress.chunker import Counter, chunk_text
+from memoryd.compress.chunker import Counter, Limits, chunk_text
 from memoryd.learn.bm25 import Bm25, words
 from memoryd.learn.synthetic_chat import make_chat
 from memoryd.recall.prompt import REFUSAL, TextBlock
@@ -65,9 +65,9 @@ def passages_of(text: str, base: Counter, retrieval: Counter) -> list[tuple[int,
     return [(p.start, c.text_of(p)) for c in chunk_text("", [text], base, retrieval) for p in c.passages]
 
 
-def chunks_of(text: str, base: Counter, retrieval: Counter) -> list[tuple[int, str]]:
-    """(start, text) of each chunk of a document."""
-    return [(c.chunk.start, c.text) for c in chunk_text("", [text], base, retrieval)]
+def chunks_of(text: str, base: Counter, retrieval: Counter, tokens: int = Limits().chunk_tokens) -> list[tuple[int, str]]:
+    """(start, text) of each chunk of a document, of up to so many tokens."""
+    return [(c.chunk.start, c.text) for c in chunk_text("", [text], base, retrieval, Limits(chunk_tokens=tokens))]
 
 
 Spans = Callable[[str, Counter, Counter], list[tuple[int, str]]]

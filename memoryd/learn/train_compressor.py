@@ -1,10 +1,10 @@
-"""`memoryd train-compressor`: trains a pooled compressor for a base model, and the reader that reads what it makes.
+"""`memoryd train-compressor`: trains a compressor for a base model, and the reader that reads what it makes.
 
     memoryd train-compressor --corpus DIR --qa DIR --out DIR --recipe cpu|gpu
 
 Reads like the recipe it is: samples in, the base model's loss on what it is to say after compressed embeddings, AdamW,
-a checkpoint every few minutes. The base model itself is frozen; what learns are the projector, the encoder (an adapter
-without the causal mask) and, on questions, the reader. A killed run continues where it stood, with the same curve.
+a checkpoint every few minutes. The base model itself is frozen; what learns are the compressor's head, its encoder (an
+adapter) and, on questions, the reader. A killed run continues where it stood, with the same curve.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ def train(
     )
     progress = Progress(**checkpoint.resume(out, _weights(parts), optimizer, device))
     say(f"continuing at step {progress.step} of {recipe.steps}" if progress.step else f"starting: {recipe.steps} steps")
-    texts = TextData(Corpus(corpus, parts.tokenizer), parts.tokenizer, recipe.seed)
+    texts = TextData(Corpus(corpus, parts.tokenizer), parts.tokenizer, recipe.seed, parts.compressor.chunk_tokens)
     questions = _questions(parts, recipe, qa) if any(stage.packs for stage in recipe.stages) else None
     packs = islice(questions.packs(), progress.packs, None) if questions else iter(())
     begun = saved = time.monotonic()
@@ -102,7 +103,9 @@ def _step(
     import torch
 
     stage, number = recipe.at(progress.step)
-    ratio = random.Random(f"{recipe.seed}/{progress.step}/ratio").choice(stage.ratios)
+    ratio = random.Random(f"{recipe.seed}/{progress.step}/ratio").choice(
+        [r for r in parts.ratios if r in stage.ratios] or parts.ratios
+    )
     for group in optimizer.param_groups:
         rate: float = getattr(stage, f"{group['name']}_rate")
         group["lr"] = rate * stage.schedule(number)
@@ -117,8 +120,9 @@ def _step(
         asked = list(islice(packs, stage.packs))
         progress.packs += len(asked)
         modes = [questions.mode(progress.step, index) for index in range(len(asked))]
-        shown = [questions.encode(pack, ratio, mode) for pack, mode in zip(asked, modes, strict=True)]
-        read = [questions.encode(pack, ratio, "text") for pack in asked] if _taught(parts, stage) else []
+        slots = partial(parts.compressor.slots, ratio=ratio)
+        shown = [questions.encode(pack, slots, mode) for pack, mode in zip(asked, modes, strict=True)]
+        read = [questions.encode(pack, slots, "text") for pack in asked] if _taught(parts, stage) else []
         reads = _parted(read, recipe.micro) or [[] for _ in shown]
         batches += [("answer", part, texts_) for part, texts_ in zip(_parted(shown, recipe.micro), reads, strict=False)]
     totals: dict[str, float] = {}
@@ -127,8 +131,8 @@ def _step(
         loss = _loss(parts, stage, name, batch, read, ratio)
         share = len(batch) / samples
         (loss * share).backward()
-        of_kind = sum(len(other) for kind, other, _ in batches if kind == name)
-        totals[name] = totals.get(name, 0.0) + loss.item() * len(batch) / of_kind
+        of_name = sum(len(other) for kind, other, _ in batches if kind == name)
+        totals[name] = totals.get(name, 0.0) + loss.item() * len(batch) / of_name
         progress.source_tokens += sum(pack.source_tokens for pack in batch)
     learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.clip_grad_norm_(learning, recipe.clip).item()
@@ -167,13 +171,14 @@ def _taught(parts: Parts, stage: Stage) -> bool:
 
 
 def _questions(parts: Parts, recipe: Recipe, qa: Path) -> QuestionData:
-    data = ReaderData(qa, parts.tokenizer, RetrievalTokenizer(), recipe.seed, chunks_of)
+    spans = partial(chunks_of, tokens=parts.compressor.chunk_tokens)
+    data = ReaderData(qa, parts.tokenizer, RetrievalTokenizer(), recipe.seed, spans)
     return QuestionData(data, parts.tokenizer, parts.base.eos_ids[0], recipe.seed)
 
 
 def _weights(parts: Parts) -> dict[str, checkpoint.Weights]:
     return {
-        "projector": checkpoint.of_module(parts.projector),
+        "head": checkpoint.of_module(parts.head),
         "encoder": checkpoint.of_adapter(parts.adapters, ENCODER),
         "reader": checkpoint.of_adapter(parts.adapters, READER),
     }

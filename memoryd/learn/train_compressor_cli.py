@@ -12,6 +12,7 @@ from pathlib import Path
 
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model
 from memoryd.errors import MemorydError
+from memoryd.learn.compressor_parts import KINDS
 from memoryd.learn.compressor_recipe import RECIPES
 
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     recipe = RECIPES[options.recipe or ("gpu" if device.startswith("cuda") else "cpu")]
-    recipe = replace(recipe.scaled(options.scale), seed=options.seed, micro=options.micro or recipe.micro)
+    recipe = replace(recipe.scaled(options.scale), kind=options.kind, seed=options.seed, micro=options.micro or recipe.micro)
     if options.threads:
         torch.set_num_threads(options.threads)
     hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU ({platform.machine()})"
@@ -58,7 +59,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="folder of *.jsonl.xz or .gz with rows {id, text}")
     parser.add_argument("--qa", type=Path, required=True, help="folder with squad.jsonl.xz and the reader's other data")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the result; a run found there goes on")
-    parser.add_argument("--kind", choices=["pooled"], default="pooled", help="which compressor")
+    parser.add_argument("--kind", choices=KINDS, default="pooled", help="which compressor")
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="[that of the device]")
     parser.add_argument("--scale", type=float, default=1.0, help="this many times the recipe's steps, to rehearse it")
     parser.add_argument("--micro", type=int, default=0, help="samples that go through at a time [the recipe's]")

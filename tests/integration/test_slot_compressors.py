@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def hidden(model: Any, embeds_TD: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_autocompressor_is_the_papers(tmp_path: Path, accumulate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autocompressor, "SEGMENT", 20)
+    monkeypatch.setattr(autocompressor, "SETTINGS", replace(autocompressor.SETTINGS, segment=20))
     path = make_autocompressor(tmp_path / "model", accumulate)
     base = load_base_model(path)
     compressor = autocompressor.load(path, base, Adapters(base))

@@ -89,9 +89,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_text_samples_are_whats_there(path: Path, corpus: Path) -> None:
     tokenizer = TextTokenizer(path)
-    data = TextData(Corpus(corpus, tokenizer), tokenizer, seed=3)
+    data = TextData(Corpus(corpus, tokenizer), tokenizer, 3, 512)
     packs = data.packs(7, 20, repeat=0.5, follow=16)
-    assert packs == TextData(Corpus(corpus, tokenizer), tokenizer, seed=3).packs(7, 20, 0.5, 16)
+    assert packs == TextData(Corpus(corpus, tokenizer), tokenizer, 3, 512).packs(7, 20, 0.5, 16)
     assert packs != data.packs(8, 20, 0.5, 16)
     whole = " ".join(text for text in Corpus(corpus, tokenizer)._texts)
     kinds = set()
@@ -115,11 +115,14 @@ def test_questions_are_asked_as_memoryd_asks_them(path: Path, folder: Path) -> N
     asked = (Asked("Where?", "Lisbon", blocks[1]), Asked("Who?", REFUSAL))
     pack = Pack("test", blocks, asked)
 
-    text = data.encode(pack, 4, "text")
+    def slots(tokens: int) -> int:
+        return -(-tokens // 4)
+
+    text = data.encode(pack, slots, "text")
     plain = encode_pack(tokenizer, pack, 2)
     assert (text.chunks, text.context, text.questions) == ((), (plain.context,), plain.questions)
 
-    soft = data.encode(pack, 4, "compressed")
+    soft = data.encode(pack, slots, "compressed")
     assert [tokenizer.decode(chunk) for chunk in soft.chunks] == [block.text for block in blocks]
     shown = "".join(f"<{p}>" if isinstance(p, int) else tokenizer.decode(p) for p in soft.context)
     assert "[1] Moves\n<1>\n\n[2] Rivers\n<0>" in shown, "the best stands last"
@@ -127,7 +130,7 @@ def test_questions_are_asked_as_memoryd_asks_them(path: Path, folder: Path) -> N
     assert [tokenizer.decode(answer[:-1]) for _, answer in soft.questions] == ["[1] Lisbon", REFUSAL]
     assert tokenizer.decode(soft.questions[0][0]).startswith("Where?")
 
-    hybrid = data.encode(pack, 4, "hybrid")
+    hybrid = data.encode(pack, slots, "hybrid")
     shown = "".join(f"<{p}>" if isinstance(p, int) else tokenizer.decode(p) for p in hybrid.context)
     assert "[3] Rivers\nthe river is blue" in shown
     assert "<1>" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 import torch
 
 from memoryd.__main__ import main
+from memoryd.compress.load import load_compressor
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import ENCODER, READER, Adapters
 from memoryd.engine.base_model import load_base_model
+from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch
 from memoryd.learn import checkpoint
 from memoryd.learn.compressor_parts import Progress
 from memoryd.learn.compressor_recipe import RECIPES, Recipe, Stage
@@ -27,9 +30,9 @@ __all__ = ["corpus", "folder"]  # fixtures with a little data
 
 RECIPE = Recipe(
     stages=(
-        Stage("projector", 3, texts=4, repeat=0.5, follow=8, ratios=(4,), projector_rate=1e-2),
-        Stage("encoder", 8, texts=3, repeat=0.5, follow=8, projector_rate=5e-3, encoder_rate=5e-3),
-        Stage("answers", 5, texts=1, follow=8, packs=2, projector_rate=1e-3, encoder_rate=1e-3, reader_rate=5e-3),
+        Stage("head", 3, texts=4, repeat=0.5, follow=8, ratios=(4,), head_rate=1e-2),
+        Stage("encoder", 8, texts=3, repeat=0.5, follow=8, head_rate=5e-3, encoder_rate=5e-3),
+        Stage("answers", 5, texts=1, follow=8, packs=2, head_rate=1e-3, encoder_rate=1e-3, reader_rate=5e-3),
     ),
     encoder_rank=4,
     reader_rank=4,
@@ -85,8 +88,39 @@ def test_it_goes_on_where_it_stood_and_is_served(model: Path, corpus: Path, fold
     assert compressor.compress([list(range(5, 30))])[0].shape == (4, base.d_model)
 
 
+@pytest.mark.parametrize(("kind", "segment", "slots"), [("autocompressor", 1536, 50), ("icae", 512, 128)])
+def test_slot_compressors_are_trained_too(
+    model: Path, corpus: Path, folder: Path, tmp_path: Path, kind: str, segment: int, slots: int
+) -> None:
+    recipe = replace(RECIPE.scaled(0.3), kind=kind)
+    whole = run(model, corpus, folder, tmp_path / "whole", recipe)
+    for until in (2, None):
+        run(model, corpus, folder, tmp_path / "parts", recipe, until)
+    for one, other in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        assert losses(one) == pytest.approx(losses(other), rel=1e-3)
+        assert one["ratio"] == segment // slots
+    assert whole.step == recipe.steps
+
+    base = load_base_model(model)
+    made = tmp_path / "whole" / "compressor"
+    adapters = Adapters(base, made / READER)
+    compressor = load_compressor(made, base, adapters, 4)
+    assert (compressor.name, compressor.ratio, compressor.chunk_tokens) == (kind, segment // slots, segment)
+    assert adapters.has(ENCODER)
+    assert not compressor.gate_passed
+    assert [soft.shape[0] for soft in compressor.compress([[5, 6, 7], [8] * (segment + 1)])] == [slots, 2 * slots]
+    assert kind in (made / "README.md").read_text().lower()
+
+    other = load_base_model(make_tiny_model("llama", tmp_path / "other", seed=9))
+    with pytest.raises(FingerprintMismatch, match=other.fingerprint):
+        load_compressor(made, other, Adapters(other), 4)
+    (made / "slots.safetensors").write_bytes(b"broken")
+    with pytest.raises(DataLoss, match="no readable slots"):
+        load_compressor(made, base, adapters, 4)
+
+
 def test_the_loss_falls(model: Path, corpus: Path, folder: Path, tmp_path: Path) -> None:
-    stage = Stage("encoder", 60, texts=4, repeat=1.0, ratios=(4,), projector_rate=5e-3, encoder_rate=5e-3)
+    stage = Stage("encoder", 60, texts=4, repeat=1.0, ratios=(4,), head_rate=5e-3, encoder_rate=5e-3)
     run(model, corpus, folder, tmp_path, replace(RECIPE, stages=(stage,), micro=4))
     made = [row["repeat"] for row in rows(tmp_path)]
     assert sum(made[-10:]) < 0.99 * sum(made[:10])  # of a random base model, which itself stays as it is
@@ -105,18 +139,27 @@ def test_each_stage_learns_what_it_is_to(model: Path, corpus: Path, folder: Path
     only = replace(RECIPE, stages=(replace(RECIPE.stages[0], steps=6),))
     run(model, corpus, folder, tmp_path / "before", only, until=1)
     run(model, corpus, folder, tmp_path / "after", only, until=3)
-    assert changed("projector")
+    assert changed("head")
     assert not changed("encoder")
     assert not changed("reader")
 
 
 def test_micro_batches_do_not_change_the_result(model: Path, corpus: Path, folder: Path, tmp_path: Path) -> None:
-    stage = Stage("s", 2, texts=4, follow=8, packs=2, projector_rate=1e-3, encoder_rate=1e-3, reader_rate=1e-3)
+    stage = Stage("s", 2, texts=4, follow=8, packs=2, head_rate=1e-3, encoder_rate=1e-3, reader_rate=1e-3)
     for micro in (1, 4):
         run(model, corpus, folder, tmp_path / str(micro), replace(RECIPE, stages=(stage,), micro=micro))
     one, four = rows(tmp_path / "1")[-1], rows(tmp_path / "4")[-1]
     assert losses(one) == pytest.approx(losses(four), rel=1e-2)
     assert one["norm"] == pytest.approx(four["norm"], rel=1e-2)
+
+
+def test_a_base_model_with_too_short_a_window_is_refused(model: Path, corpus: Path, folder: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(model, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    with pytest.raises(FailedPrecondition, match="1536 tokens at a time, the base model has 1024"):
+        run(short, corpus, folder, tmp_path / "out", replace(RECIPE, kind="autocompressor"))
 
 
 def test_recipes() -> None:
