@@ -5,6 +5,7 @@ In this process, without a daemon: one chunk at a time, as the worker does on a 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 
 from bench.lab import row
 from bench.stats import median
-from bench.texts import texts
+from bench.texts import BOOK, texts
 from memoryd.compress import codec
 from memoryd.compress.card import RATIOS
+from memoryd.compress.chunker import chunk_text
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import load_base_model
+from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.runner import to_bytes
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.figures import Row
@@ -46,7 +49,25 @@ def compress(data_dir: Path) -> list[Row]:
         (soft,) = PooledCompressor.untrained(base, Adapters(base), ratio).compress([chunks[0]])
         stored = codec.encode(to_bytes(soft), fingerprint="0" * 64, chunk_sha256="0" * 64)
         rows.append(row(f"compress: stored at {ratio}x, bf16", len(stored) / CHUNK, "bytes/token"))
-    return rows
+    return [*rows, *stored_of_the_book(compressor, tokenizer)]
+
+
+def stored_of_the_book(compressor: PooledCompressor, tokenizer: TextTokenizer) -> list[Row]:
+    """Bytes that are stored for each source token, exactly, of the book's first chunks as the daemon cuts them."""
+    tokens = 0
+    sizes: dict[codec.Storage, int] = {"bfloat16": 0, "int8": 0}
+    for cut in itertools.islice(chunk_text("", [BOOK.read_text()], tokenizer, RetrievalTokenizer()), CHUNKS):
+        (soft,) = compressor.compress([tokenizer.encode(cut.text)])
+        tokens += cut.chunk.tokens
+        facts = {"fingerprint": compressor.fingerprint, "chunk_sha256": cut.chunk.sha256}
+        for storage in sizes:
+            sizes[storage] += len(codec.encode(to_bytes(soft), **facts, storage=storage))
+    plain = sizes["bfloat16"] / tokens
+    name = f"compress: the book stored at {compressor.ratio}x"
+    return [
+        row(f"{name}, bfloat16", plain, "bytes/token"),
+        row(f"{name}, int8", sizes["int8"] / tokens, "bytes/token", baseline=plain),
+    ]
 
 
 def _seconds(work: Callable[[], object]) -> float:

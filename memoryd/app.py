@@ -189,7 +189,7 @@ class Daemon:
         }
         server = build(settings, servicers, CallInterceptor(Authenticator(ledger, secret)), self._health)
         handlers = {
-            JobKind.COMPRESS: CompressJob(ledger, blobs, indexer, models, texts),
+            JobKind.COMPRESS: CompressJob(ledger, blobs, indexer, models, texts, settings.embedding_storage),
             JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, jobs),
             JobKind.REINDEX: ReindexJob(ledger, indexer),
         }

@@ -49,11 +49,23 @@ class Settings(BaseModel):
         "smollm2-135m-instruct"
     )
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="where the worker runs")] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="of the base model; auto: bfloat16 on a GPU, else float32"),
+    ] = "auto"
     threads: Annotated[int, Field(ge=0, le=256, description="CPU threads of the worker; 0: one per core")] = 0
     compressor: Annotated[
         Path | None, Field(description="directory that `memoryd train-compressor` made; empty: the compressor of first weights")
     ] = None
     ratio: Annotated[Literal[4, 8, 16, 32], Field(description="source tokens for each compressed embedding")] = 4
+    compress_tokens: Annotated[
+        int,
+        Field(ge=0, le=1 << 20, description="tokens compressed at a time, which bounds memory; 0: 16384 on a GPU, else 512"),
+    ] = 0
+    embedding_storage: Annotated[
+        Literal["bfloat16", "int8"],
+        Field(description="how compressed embeddings are stored from now on; int8 takes half the bytes"),
+    ] = "bfloat16"
 
     max_document_bytes: Annotated[int, Field(ge=1 << 20, description="largest upload")] = 256 << 20
     max_context_tokens: Annotated[int, Field(ge=128, description="prompt budget of an answer, in tokens")] = 2048

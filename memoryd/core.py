@@ -180,7 +180,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Durable background work. `receipt` is what a succeeded job reports."""
+    """Durable background work. `receipt` is what a succeeded job reports, and until then what it knows of that already."""
 
     tenant: str
     id: str
@@ -197,6 +197,13 @@ class Job:
     payload: Mapping[str, str] = field(default_factory=dict)
     receipt: Mapping[str, str | int] = field(default_factory=dict)
     end_time: datetime | None = None
+
+    @property
+    def reuses(self) -> bool:
+        """Whether this COMPRESS job of a new version may still read what the old version left (see compress/reuse.py).
+
+        Not after it failed once: to reuse is thrift, to erase is a promise, and a job that fails may do so for ever."""
+        return self.stage in ("", "chunk", "reuse") and not self.state.ended and not self.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +241,11 @@ def now() -> datetime:
 def document_prefix(tenant: str, memory: str, document: str) -> str:
     """Blob prefix under which all bytes of one document lie, so that erasing it is one delete."""
     return f"{tenant}/{memory}/{document}/"
+
+
+def embeddings_key(document: Document, compressor: str, chunk: int) -> str:
+    """Blob key of the compressed embeddings that the compressor of this fingerprint made of a chunk."""
+    return f"{document_prefix(document.tenant, document.memory, document.id)}{compressor[:16]}/{chunk}"
 
 
 def memory_name(memory: str) -> str:

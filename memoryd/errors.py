@@ -3,6 +3,7 @@
 MemorydError                INTERNAL
 ├── InvalidArgument         INVALID_ARGUMENT     the request can never work as it is
 ├── NotFound                NOT_FOUND            not there, or another tenant's: the caller can't tell which
+│   └── ReplacedNotFound    NOT_FOUND            what a write replaces is not there
 ├── AlreadyExists           ALREADY_EXISTS
 │   └── RequestIdReused     ALREADY_EXISTS       same request_id, different request
 ├── FailedPrecondition      FAILED_PRECONDITION  works after something else was done
@@ -50,6 +51,18 @@ class NotFound(MemorydError):
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "NOT_FOUND"
+
+
+class ReplacedNotFound(NotFound):
+    """The document whose new version a write would be is not there: deleted, replaced by another write, or never written."""
+
+    reason = "REPLACED_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the document to replace is not in this memory: it was deleted, or another write has replaced it. "
+            "List the memory's documents and replace the one that is there now, or write without replaces"
+        )
 
 
 class AlreadyExists(MemorydError):

@@ -2,6 +2,9 @@
 
 The delete itself has made it unreachable; here its bytes go: vectors, cached and stored embeddings, texts, rows, in that
 order, so that a crash in between leaves the rows that tell what is still to be purged.
+
+Where a new version replaced the document, that version's COMPRESS job first copies what it can reuse (compress/reuse.py). ERASE
+waits for that, which takes seconds and no worker; once that job has failed, was cancelled or has ended, it waits no more.
 """
 
 from __future__ import annotations
@@ -10,7 +13,8 @@ import asyncio
 from collections.abc import Mapping
 
 from memoryd.core import Job, document_prefix, made_at, now
-from memoryd.jobs import JobRunner, Progress
+from memoryd.errors import NotFound
+from memoryd.jobs import JobRunner, NotYet, Progress
 from memoryd.recall.embeddings import EmbeddingStore, cache_prefix
 from memoryd.store.base import Blobs, Cache, Index, Ledger
 
@@ -41,6 +45,8 @@ class EraseJob:
         self._jobs = jobs
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
+        if await asyncio.to_thread(self._awaited, job):
+            raise NotYet
         memory, document = job.payload["memory"], job.payload.get("document", "")
         doomed = await asyncio.to_thread(self._ledger.deleted_documents, job.tenant, memory, document)
         await self._jobs.stop_work_on(job.tenant, {d.id for d in doomed})
@@ -55,3 +61,12 @@ class EraseJob:
         documents = await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, [d.id for d in doomed])
         progress.show("erase", len(doomed), len(doomed))
         return {"documents": documents, "blobs": blobs, "vectors": vectors, "cache_keys": cached}
+
+    def _awaited(self, job: Job) -> bool:
+        """Whether the new version's job may still read what is to be erased."""
+        if "after" not in job.payload:
+            return False
+        try:
+            return self._ledger.get_job(job.tenant, job.payload["after"]).reuses
+        except NotFound:
+            return False

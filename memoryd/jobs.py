@@ -33,6 +33,10 @@ class GiveWay(Exception):
     """The job goes to the end of the queue, and on from there later."""
 
 
+class NotYet(Exception):
+    """The job waits for something that another job does; it looks again later, and the longer it has waited the later."""
+
+
 class Progress:
     """How far a running job is. Handlers call `step`; the runner persists and publishes it."""
 
@@ -52,6 +56,10 @@ class Progress:
         rate = (done - self._stage_first) / elapsed if elapsed > 0.05 else 0.0
         self.job = replace(self.job, stage=stage, done=done, total=total, rate=round(rate, 3))
         self._published()
+
+    def note(self, **facts: str | int) -> None:
+        """Adds to the receipt. Kept together with the stage: whoever takes the job up from there finds it in `job.receipt`."""
+        self.job = replace(self.job, receipt={**self.job.receipt, **facts})
 
     def step(self, stage: str, done: int, total: int, *, resumable: bool = True) -> None:
         """Records progress. Raises Stopped or GiveWay where the handler must end here: call it only at a safe point.
@@ -207,6 +215,10 @@ class JobRunner:
         except GiveWay:
             await self._beat(progress)  # the stage that it goes on from
             await asyncio.to_thread(self._ledger.release_job, job.tenant, job.id, self._owner)
+        except NotYet:
+            waited = (core.now() - job.create_time).total_seconds()
+            pause = min(MAX_BACKOFF_SECONDS, max(POLL_SECONDS, waited / 4))
+            await asyncio.to_thread(self._ledger.release_job, job.tenant, job.id, self._owner, pause)
         except Stopped:
             pass  # the ledger knows: whoever stopped it wrote that down first
         except Exception as error:
@@ -245,6 +257,7 @@ class JobRunner:
             job.done,
             job.total,
             job.rate,
+            job.receipt,
         )
         if not ours:
             progress.stopped = True

@@ -60,20 +60,23 @@ class DocumentWriter:
         title: str,
         metadata: core.Metadata,
         request: core.Request | None,
+        replaces: str = "",
     ) -> Written:
-        """Durable when it returns. InvalidArgument (not text), NotFound (no such memory), RequestIdReused."""
+        """Durable when it returns; `replaces` is the document whose new version it is. InvalidArgument (not text), NotFound
+        (no such memory), ReplacedNotFound, RequestIdReused."""
         TextCheck().feed(text, final=True)
         sha256 = hashlib.sha256(text).hexdigest()
         document = core.new_id()
         self._ledger.require_memories(tenant, [memory])  # before any byte is written
         blob = _text_key(tenant, memory, document, sha256)
         self._blobs.put(tenant, blob, text)
-        return self.record(tenant, memory, document, kind, title, metadata, sha256, len(text), blob, request)
+        return self.record(tenant, memory, document, kind, title, metadata, sha256, len(text), blob, request, replaces)
 
-    def upload(self, tenant: str, memory: str, title: str, metadata: core.Metadata) -> Upload:
+    def upload(self, tenant: str, memory: str, title: str, metadata: core.Metadata, replaces: str = "") -> Upload:
         """NotFound where there is no such memory."""
         self._ledger.require_memories(tenant, [memory])
-        return Upload(self, self._blobs, self._blobs.writer(tenant), tenant, memory, title, metadata, self._max_bytes)
+        blob = self._blobs.writer(tenant)
+        return Upload(self, self._blobs, blob, tenant, memory, title, metadata, replaces, self._max_bytes)
 
     def record(
         self,
@@ -87,13 +90,16 @@ class DocumentWriter:
         size: int,
         blob: str,
         request: core.Request | None,
+        replaces: str,
     ) -> Written:
         """The transaction; where it stores nothing new, the bytes written for it are removed again.
 
         They are written even where the memory seems to hold that content: it may be deleted until the transaction."""
         prefix = core.document_prefix(tenant, memory, document)
         try:
-            written = self._ledger.write_document(tenant, memory, document, kind, title, metadata, sha256, size, blob, request)
+            written = self._ledger.write_document(
+                tenant, memory, document, kind, title, metadata, sha256, size, blob, request, replaces
+            )
         except Unavailable:  # it may have been committed: rows without bytes would be worse than bytes without rows
             raise
         except BaseException:
@@ -116,11 +122,12 @@ class Upload:
         memory: str,
         title: str,
         metadata: core.Metadata,
+        replaces: str,
         max_bytes: int,
     ) -> None:
         self._writer, self._blobs, self._blob = writer, blobs, blob
         self._tenant, self._memory, self._title, self._metadata = tenant, memory, title, metadata
-        self._max_bytes = max_bytes
+        self._replaces, self._max_bytes = replaces, max_bytes
         self._check = TextCheck()
 
     def write(self, data: bytes) -> None:
@@ -134,7 +141,7 @@ class Upload:
         self._blob.write(data)
 
     def finish(self, sha256: str, request: core.Request | None) -> Written:
-        """DataLoss where the bytes that came are not those that were sent."""
+        """DataLoss where the bytes that came are not those that were sent; ReplacedNotFound, RequestIdReused."""
         if self._blob.sha256 != sha256:
             raise DataLoss(
                 f"{self._blob.size} bytes came whose sha256 is not the trailer's: nothing was stored, upload again",
@@ -155,6 +162,7 @@ class Upload:
             size,
             key,
             request,
+            self._replaces,
         )
 
     def abort(self) -> None:

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2, status_pb2
 
 from memoryd import core
-from memoryd.errors import InvalidArgument
+from memoryd.errors import InvalidArgument, ReplacedNotFound
 from memoryd.v1 import admin_pb2, jobs_pb2, memory_pb2, recall_pb2
 
 
@@ -186,3 +186,14 @@ def document_ids(name: str) -> tuple[str, str]:
     """(memory, document) of memories/{memory}/documents/{document}."""
     _, memory_id, _, document_id = name.split("/")
     return memory_id, document_id
+
+
+def replaced(write: Any) -> str:
+    """The id of the document whose new version a write is, empty where it is none's. ReplacedNotFound where it is named as
+    one of another memory than the write's own."""
+    if not write.replaces:
+        return ""
+    memory_id, document_id = document_ids(write.replaces)
+    if memory_id != last(write.parent):
+        raise ReplacedNotFound
+    return document_id

@@ -41,6 +41,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
             request.title,
             convert.metadata_to_core(request.metadata),
             convert.request(request),
+            convert.replaced(request),
         )
         return self._result(written)
 
@@ -55,6 +56,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
             request.title,
             convert.metadata_to_core(request.metadata),
             convert.request(request),
+            convert.replaced(request),
         )
         return self._result(written)
 
@@ -71,6 +73,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
             convert.last(header.parent),
             header.title,
             convert.metadata_to_core(header.metadata),
+            convert.replaced(header),
         )
         try:
             async for piece in request_iterator:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
@@ -24,7 +24,7 @@ _SENTENCE_END = re.compile(
 )
 _UNIT_CHARS = 1200  # a longer sentence is cut, at white space where there is some
 _BATCH_CHARS = 1 << 16  # this much text is counted at once: one call into the tokenizer instead of thousands
-_GAP_CHARS = 64  # more white space than this is a boundary of chunks: it must not fill one
+GAP_CHARS = 64  # more white space than this is a boundary of chunks: it must not fill one
 
 
 class Counter(Protocol):
@@ -58,8 +58,10 @@ class ChunkText:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
-    """``text`` without white space at its ends, at character ``start`` and byte ``byte_start``, after ``gap``."""
+class Unit:
+    """A sentence, or a stretch of one.
+
+    ``text`` has no white space at its ends; it is at character ``start`` and byte ``byte_start``, after ``gap``."""
 
     gap: str
     text: str
@@ -78,16 +80,23 @@ class _Unit:
 
 
 def chunk_text(
-    document: str, pieces: Iterable[str], base: Counter, retrieval: Counter, limits: Limits | None = None
+    document: str,
+    pieces: Iterable[str],
+    base: Counter,
+    retrieval: Counter,
+    limits: Limits | None = None,
+    pack: Callable[[Iterable[Unit], Packer], Iterator[list[Unit]]] | None = None,
 ) -> Iterator[ChunkText]:
     """Chunks of the text that ``pieces`` make up, in order. White space between chunks belongs to none.
 
     ``retrieval`` counts without the special tokens that the encoder adds. Every character that is no white space is in
-    exactly one chunk and in exactly one of its passages. Text without any such character has no chunks.
+    exactly one chunk and in exactly one of its passages. Text without any such character has no chunks. ``pack`` decides
+    which units make a chunk, with a packer for those that it does not care about; see rechunk.py.
     """
     limits = limits or Limits()
     passages = 0
-    for ordinal, units in enumerate(_packed(_counted(_units(pieces), base, retrieval, limits), base, limits)):
+    counted = _counted(_units(pieces), base, retrieval, limits)
+    for ordinal, units in enumerate((pack or _packed)(counted, Packer(base, limits.chunk_tokens))):
         text = _text(units)
         chunk = Chunk(
             document=document,
@@ -104,33 +113,50 @@ def chunk_text(
         yield ChunkText(chunk, text, parts)
 
 
-def _packed(units: Iterable[_Unit], base: Counter, limits: Limits) -> Iterator[list[_Unit]]:
+class Packer:
+    """Packs units into chunks of at most ``limit`` tokens: takes one after another, and gives a chunk when it is full."""
+
+    def __init__(self, base: Counter, limit: int) -> None:
+        self.limit = limit
+        self.units: list[Unit] = []
+        """Taken, and in no chunk yet."""
+        self.tokens = 0
+        """Theirs, about: tokens of a joined text are not quite the sum of its parts'."""
+        self._base = base
+
+    def add(self, unit: Unit) -> list[list[Unit]]:
+        """Takes a unit; gives the chunks that are full."""
+        full = self.flush() if len(unit.gap) > GAP_CHARS else []
+        self.units.append(unit)
+        self.tokens += unit.base
+        while self.tokens > self.limit and len(self.units) > 1:
+            full.append(self._taken(_cut([u.base for u in self.units], self.units, self.limit)))
+        return full
+
+    def flush(self) -> list[list[Unit]]:
+        """The chunks that are left; it is empty then."""
+        left = []
+        while self.units:
+            left.append(self._taken(len(self.units)))
+        return left
+
+    def _taken(self, at_most: int) -> list[Unit]:
+        taken = _fitting(self.units, at_most, self._base, self.limit)
+        chunk = self.units[:taken]
+        del self.units[:taken]
+        self.tokens = sum(u.base for u in self.units)
+        return chunk
+
+
+def _packed(units: Iterable[Unit], packer: Packer) -> Iterator[list[Unit]]:
     """Units of one chunk after another."""
-    pending: list[_Unit] = []
-    tokens = 0
     for unit in units:
-        if pending and len(unit.gap) > _GAP_CHARS:
-            yield from _emptied(pending, base, limits)
-            pending, tokens = [], 0
-        pending.append(unit)
-        tokens += unit.base
-        while tokens > limits.chunk_tokens and len(pending) > 1:
-            taken = _fitting(pending, _cut([u.base for u in pending], pending, limits.chunk_tokens), base, limits.chunk_tokens)
-            yield pending[:taken]
-            del pending[:taken]
-            tokens = sum(u.base for u in pending)
-    yield from _emptied(pending, base, limits)
-
-
-def _emptied(pending: list[_Unit], base: Counter, limits: Limits) -> Iterator[list[_Unit]]:
-    while pending:
-        taken = _fitting(pending, len(pending), base, limits.chunk_tokens)
-        yield pending[:taken]
-        pending = pending[taken:]
+        yield from packer.add(unit)
+    yield from packer.flush()
 
 
 def _passages(
-    document: str, chunk: int, ordinal: int, units: list[_Unit], retrieval: Counter, limits: Limits
+    document: str, chunk: int, ordinal: int, units: list[Unit], retrieval: Counter, limits: Limits
 ) -> Iterator[Passage]:
     while units:
         counts = [u.retrieval for u in units]
@@ -150,7 +176,7 @@ def _passages(
         ordinal += 1
 
 
-def _cut(counts: Sequence[int], units: Sequence[_Unit], goal: float) -> int:
+def _cut(counts: Sequence[int], units: Sequence[Unit], goal: float) -> int:
     """How many units to take: those whose counts come nearest to ``goal``, a cut inside a line costing a quarter of it."""
 
     def cost(taken: int, total: int) -> float:
@@ -160,22 +186,22 @@ def _cut(counts: Sequence[int], units: Sequence[_Unit], goal: float) -> int:
     return min(enumerate(accumulate(counts), start=1), key=lambda pair: cost(*pair))[0]
 
 
-def _fitting(units: Sequence[_Unit], taken: int, counter: Counter, limit: int) -> int:
+def _fitting(units: Sequence[Unit], taken: int, counter: Counter, limit: int) -> int:
     """At most ``taken`` units whose joined text counts no more than ``limit``. A unit alone always fits."""
     while taken > 1 and counter.count_batch([_text(units[:taken])])[0] > limit:
         taken -= 1
     return taken
 
 
-def _text(units: Sequence[_Unit]) -> str:
+def _text(units: Sequence[Unit]) -> str:
     return units[0].text + "".join(u.gap + u.text for u in units[1:])
 
 
-def _counted(units: Iterable[_Unit], base: Counter, retrieval: Counter, limits: Limits) -> Iterator[_Unit]:
+def _counted(units: Iterable[Unit], base: Counter, retrieval: Counter, limits: Limits) -> Iterator[Unit]:
     """The same units with their counts, those halved that alone are too long for a passage."""
     limit = min(limits.chunk_tokens, limits.passage_tokens)
     for batch in _batches(units):
-        in_base = base.count_batch([u.gap[:_GAP_CHARS] + u.text for u in batch])
+        in_base = base.count_batch([u.gap[:GAP_CHARS] + u.text for u in batch])
         in_retrieval = retrieval.count_batch([u.text for u in batch])
         for unit, b, r in zip(batch, in_base, in_retrieval, strict=True):
             if max(b, r) > limit and len(unit.text) > 1:
@@ -184,8 +210,8 @@ def _counted(units: Iterable[_Unit], base: Counter, retrieval: Counter, limits: 
                 yield replace(unit, base=b, retrieval=r)
 
 
-def _batches(units: Iterable[_Unit]) -> Iterator[list[_Unit]]:
-    batch: list[_Unit] = []
+def _batches(units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    batch: list[Unit] = []
     size = 0
     for unit in units:
         batch.append(unit)
@@ -197,7 +223,7 @@ def _batches(units: Iterable[_Unit]) -> Iterator[list[_Unit]]:
         yield batch
 
 
-def _halves(unit: _Unit) -> Iterator[_Unit]:
+def _halves(unit: Unit) -> Iterator[Unit]:
     middle = len(unit.text) // 2
     space = unit.text.rfind(" ", middle // 2, middle)
     left = unit.text[: space if space > 0 else middle].rstrip() or unit.text[:middle]
@@ -205,22 +231,22 @@ def _halves(unit: _Unit) -> Iterator[_Unit]:
     right = rest.lstrip()
     gap = rest[: len(rest) - len(right)]
     yield replace(unit, text=left)
-    yield _Unit(gap, right, unit.start + len(left) + len(gap), unit.byte_start + len(left.encode()) + len(gap.encode()))
+    yield Unit(gap, right, unit.start + len(left) + len(gap), unit.byte_start + len(left.encode()) + len(gap.encode()))
 
 
-def _units(pieces: Iterable[str]) -> Iterator[_Unit]:
+def _units(pieces: Iterable[str]) -> Iterator[Unit]:
     """Sentences with their places. A gap too long for a chunk is kept only as far as tells that it is too long."""
     gap, start, byte_start = "", 0, 0
     for stretch in _stretches(pieces):
         text = stretch.strip()
         if not text:
-            gap = (gap + stretch)[: _GAP_CHARS + 1]
+            gap = (gap + stretch)[: GAP_CHARS + 1]
         else:
             lead = stretch[: stretch.index(text[0])]
             tail = stretch[len(lead) + len(text) :]
             place = start + len(lead), byte_start + len(lead.encode())
-            yield _Unit((gap + lead)[: _GAP_CHARS + 1], text, *place)
-            gap = tail[: _GAP_CHARS + 1]
+            yield Unit((gap + lead)[: GAP_CHARS + 1], text, *place)
+            gap = tail[: GAP_CHARS + 1]
         start += len(stretch)
         byte_start += len(stretch.encode())
 

@@ -1,8 +1,8 @@
 """The COMPRESS job: brings a document from STORED to SEARCHABLE to COMPRESSED.
 
-Three stages, each resumable: `chunk` cuts the text, `index` embeds and indexes passages, `compress` makes compressed
-embeddings. A document gives way to others once it is searchable, so that many small writes become searchable before any of
-them is compressed.
+Stages, each resumable: `chunk` cuts the text, `reuse` copies what the version that this one replaces had already (reuse.py),
+`index` embeds and indexes passages, `compress` makes compressed embeddings. A document gives way to others once it is
+searchable, so that many small writes become searchable before any of them is compressed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from memoryd.compress import codec
-from memoryd.compress.chunker import Limits, chunk_text
-from memoryd.core import Chunk, Document, Job, Stage, document_prefix
+from memoryd.compress.chunker import Limits
+from memoryd.compress.rechunk import rechunk_text
+from memoryd.compress.reuse import old_chunks, reuse
+from memoryd.core import Chunk, Document, Job, Stage, embeddings_key
 from memoryd.errors import NotFound
 from memoryd.jobs import Progress, Stopped
 from memoryd.models import Models
@@ -30,19 +32,24 @@ _COMPRESS = 4  # chunks compressed between two looks
 class CompressJob:
     """Handles JobKind.COMPRESS."""
 
-    def __init__(self, ledger: Ledger, blobs: Blobs, indexer: Indexer, models: Models, texts: Texts) -> None:
+    def __init__(
+        self, ledger: Ledger, blobs: Blobs, indexer: Indexer, models: Models, texts: Texts, storage: codec.Storage
+    ) -> None:
         self._ledger = ledger
         self._blobs = blobs
         self._indexer = indexer
         self._models = models
         self._texts = texts
+        self._storage = storage  # of what is made from now on: both are read
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
         document = await self._document(job)
         if document.stage < Stage.SEARCHABLE:
-            if job.stage != "index":
+            if job.stage not in ("reuse", "index"):
                 await self._chunk(document, progress)
             document = await self._document(job)
+            if job.stage != "index":
+                await self._take_over(document, progress)
             await self._indexer.add(document, progress.job.done, lambda done, total: progress.step("index", done, total))
             if not await asyncio.to_thread(self._ledger.set_stage, document.tenant, document.id, Stage.SEARCHABLE):
                 raise Stopped
@@ -57,6 +64,7 @@ class CompressJob:
             "tokens": document.token_count,
             "soft_tokens": soft_tokens,
             "compressor": self._models.info.compressor.fingerprint,
+            "reused": progress.job.receipt.get("reused", 0),
         }
 
     async def _document(self, job: Job) -> Document:
@@ -71,8 +79,10 @@ class CompressJob:
         """Cuts the text anew: what an earlier try left is forgotten first."""
         if not await asyncio.to_thread(self._ledger.reset_document, document.tenant, document.id):
             raise Stopped
-        limits = Limits(chunk_tokens=self._models.info.compressor.chunk_tokens)
-        cut = chunk_text(document.id, self._pieces(document), self._models.tokenizer, self._models.retrieval, limits)
+        models, compressor = self._models, self._models.info.compressor
+        old = await asyncio.to_thread(old_chunks, self._ledger, document.tenant, _old(progress), compressor.fingerprint)
+        limits = Limits(chunk_tokens=compressor.chunk_tokens)
+        cut = rechunk_text(document.id, self._pieces(document), models.tokenizer, models.retrieval, old, limits)
         done = 0
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(cut, _CHUNKS))):
             chunks = [c.chunk for c in batch]
@@ -84,6 +94,12 @@ class CompressJob:
             if progress.stopped:
                 raise Stopped
             progress.show("chunk", done, document.size_bytes)
+
+    async def _take_over(self, document: Document, progress: Progress) -> None:
+        if old := _old(progress):
+            progress.show("reuse", 0, document.chunk_count)
+            fingerprint = self._models.info.compressor.fingerprint
+            progress.note(reused=await reuse(self._ledger, self._blobs, document, old, fingerprint, progress))
         progress.show("index", 0, 0)
 
     def _pieces(self, document: Document) -> Iterator[str]:
@@ -115,8 +131,8 @@ class CompressJob:
         def store() -> bool:
             rows = []
             for chunk, embeddings in zip(chunks, made, strict=True):
-                key = f"{document_prefix(document.tenant, document.memory, document.id)}{fingerprint[:16]}/{chunk.ordinal}"
-                data = codec.encode(embeddings, fingerprint=fingerprint, chunk_sha256=chunk.sha256)
+                key = embeddings_key(document, fingerprint, chunk.ordinal)
+                data = codec.encode(embeddings, fingerprint=fingerprint, chunk_sha256=chunk.sha256, storage=self._storage)
                 self._blobs.put(document.tenant, key, data)
                 rows.append(replace(chunk, compressor=fingerprint, embeddings=key, soft_tokens=embeddings.k))
             return self._ledger.set_embeddings(document.tenant, document.id, rows)
@@ -133,3 +149,8 @@ class CompressJob:
             total += sum(c.soft_tokens for c in page)
             after = page[-1].ordinal
         return total
+
+
+def _old(progress: Progress) -> str:
+    """The version that this job's document replaces, empty where there is none."""
+    return progress.job.payload.get("old", "")

@@ -169,4 +169,3 @@ def _pool(x_BLD: Tensor, real_BL: Tensor, r: int) -> Tensor:
 
 def _weights(projector: Projector) -> dict[str, Tensor]:
     return {name: tensor.float().cpu().contiguous() for name, tensor in sorted(projector.state_dict().items())}
-

@@ -30,6 +30,10 @@ PATIENCE = {Work.DECODE: 1, Work.PREFILL: 1, Work.URGENT_EMBED: 2, Work.EMBED: 1
 """How many steps of other work may pass a kind by while it waits. Compress waits for about an answer's length, since
 one of its steps takes as long as many decode steps; a question's embedding has an answer waiting for it."""
 
+_LOOK_AHEAD = 256
+"""Items among which those of about one length are sought, so that short ones are not padded to long ones."""
+_SHORT = 63
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -183,12 +187,24 @@ class Scheduler:
         return Prefill(sequence.call, start, sequence.done, last)
 
     def _take(self, work: Work, budget: int) -> tuple[Item, ...]:
-        """From the front, as many items as fit into `budget` tokens when padded to the longest; at least one."""
+        """The first item, and of those soon after it what is about as long: as many as fit into `budget` tokens when padded
+        to the longest."""
         queue, longest = self._items[work], 0
+        bucket = _bucket(queue[0])
         taken: list[Item] = []
-        while queue:
-            longest = max(longest, queue[0].tokens)
-            if taken and longest * (len(taken) + 1) > budget:
-                break
-            taken.append(queue.popleft())
+        left: list[Item] = []
+        for _ in range(min(len(queue), _LOOK_AHEAD)):
+            item = queue.popleft()
+            longer = max(longest, item.tokens)
+            if not taken or (_bucket(item) == bucket and longer * (len(taken) + 1) <= budget):
+                taken.append(item)
+                longest = longer
+            else:
+                left.append(item)
+        queue.extendleft(reversed(left))
         return tuple(taken)
+
+
+def _bucket(item: Item) -> int:
+    """Lengths within a factor of two; short ones are all alike, since a step has a price of its own."""
+    return max(item.tokens, _SHORT).bit_length()

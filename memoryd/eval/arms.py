@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 AT_A_RATIO = ("first", "passage", "compressed", "wrong", "hybrid")
 """Those that have slots to fill; the other two, `none` and `raw`, are the same at every ratio."""
+INT8 = "int8"
+"""Shows what `compressed` shows; but its embeddings were stored as int8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +26,18 @@ class Shown:
     chunks: dict[str, str]
 
 
-def slots(tokenizer: TextTokenizer, chunks: Sequence[str], ratio: int) -> int:
-    """Embeddings that the chunks take at a ratio."""
-    return sum(-(-tokenizer.count(chunk) // ratio) for chunk in chunks)
+def slots(tokenizer: TextTokenizer, chunks: Sequence[str], slots_of: Callable[[int], int]) -> int:
+    """Embeddings that the chunks take; ``slots_of`` says how many a chunk of so many tokens takes."""
+    return sum(slots_of(tokenizer.count(chunk)) for chunk in chunks)
 
 
-def show(arm: str, case: Case, tokenizer: TextTokenizer, ratio: int) -> Shown:
+def show(arm: str, case: Case, tokenizer: TextTokenizer, slots_of: Callable[[int], int]) -> Shown:
     """What an arm shows for a question."""
     if arm == "none":
         return Shown((), {})
     if arm == "raw":
         return Shown(tuple(TextBlock(chunk, case.title) for chunk in case.chunks), {})
-    k = slots(tokenizer, case.chunks, ratio)
+    k = slots(tokenizer, case.chunks, slots_of)
     if arm == "first":
         return Shown((TextBlock(_first(tokenizer, case.text, k), case.title),), {})
     passage = TextBlock(case.passage, case.title)
@@ -44,7 +46,7 @@ def show(arm: str, case: Case, tokenizer: TextTokenizer, ratio: int) -> Shown:
     chunks = case.wrong if arm == "wrong" else case.chunks
     title = case.wrong_title if arm == "wrong" else case.title
     named = {str(number): chunk for number, chunk in enumerate(chunks)}
-    soft = tuple(SoftBlock(key, slots(tokenizer, [chunk], ratio), title) for key, chunk in named.items())
+    soft = tuple(SoftBlock(key, slots(tokenizer, [chunk], slots_of), title) for key, chunk in named.items())
     return Shown((*soft, passage) if arm == "hybrid" else soft, named)
 
 

@@ -9,20 +9,24 @@ with --gate the verdict into the compressor's own card.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from memoryd.compress.card import OVER_FIRST, OVER_WRONG, Gate, read_card, write_card
-from memoryd.compress.pooled import PooledCompressor
+from memoryd.compress import codec
+from memoryd.compress.card import OVER_FIRST, OVER_WRONG, RATIOS, Gate, read_card, write_card
+from memoryd.compress.load import load_compressor
 from memoryd.engine.adapters import READER, Adapters
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
 from memoryd.engine.reader import reader_for
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
+from memoryd.engine.runner import to_bytes
 from memoryd.engine.tokenizer import TextTokenizer
-from memoryd.eval.arms import AT_A_RATIO, show, slots
+from memoryd.eval.arms import AT_A_RATIO, INT8, show, slots
 from memoryd.eval.compression_data import SETS, Case, cases
 from memoryd.eval.figures import Row, render_all, write
 from memoryd.eval.generate import answers_of
@@ -32,9 +36,28 @@ from memoryd.learn.soft_packing import SoftPack, predict
 from memoryd.recall.citation import split_citation
 from memoryd.recall.prompt import SoftSlot, assemble
 
+if TYPE_CHECKING:
+    import torch
+
 _MAX_TOKENS = 44
 _FOLLOW = 128  # tokens of the following text whose perplexity is measured
-_KEEP = {4: None, 8: 0.70, 16: 0.55, 32: None}  # of the raw text's F1 on squad: what is aimed at
+_KEEP = {8: 0.70, 16: 0.55}  # of the raw text's F1 on squad: what is aimed at
+_KEEP_INT8 = 0.98  # of the F1 that the same embeddings give as bfloat16
+
+
+class Measurable(Protocol):
+    """What is asked of a compressor here; each kind has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def ratio(self) -> int: ...
+    @property
+    def chunk_tokens(self) -> int: ...
+    def slots(self, tokens: int, ratio: int) -> int: ...
+    def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[torch.Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +66,29 @@ class Bench:
 
     base: Any
     adapters: Adapters
-    compressor: PooledCompressor
+    compressor: Measurable
     tokenizer: TextTokenizer
-    made: dict[tuple[str, int], Any] = field(default_factory=dict)
+    made: dict[tuple[str, int], codec.CompressedEmbeddings] = field(default_factory=dict)
 
-    def compressed(self, chunk: str, ratio: int) -> Any:
-        """[k, d_model]; arms and questions share chunks, so each is compressed once at a ratio."""
+    def compressed(self, chunk: str, ratio: int, storage: codec.Storage) -> Any:
+        """[k, d_model] in the base model's dtype, as the daemon reads it back from what it stored."""
+        import torch
+
+        read = codec.decode(self.stored(chunk, ratio, storage), self.compressor.fingerprint)
+        table_VD = self.base.model.get_input_embeddings().weight
+        return torch.from_numpy(read.to_float32()).to(table_VD.device, table_VD.dtype)
+
+    def stored(self, chunk: str, ratio: int, storage: codec.Storage) -> bytes:
+        """What the daemon would store of a chunk. Arms and questions share chunks: each is compressed once at a ratio."""
         import torch
 
         if (chunk, ratio) not in self.made:
             with torch.inference_mode():
-                (self.made[chunk, ratio],) = self.compressor.encode([self.tokenizer.encode(chunk)], ratio)
-        return self.made[chunk, ratio]
+                (soft_KD,) = self.compressor.encode([self.tokenizer.encode(chunk)], ratio)
+            self.made[chunk, ratio] = to_bytes(soft_KD)
+        sha256 = hashlib.sha256(chunk.encode()).hexdigest()
+        fingerprint = self.compressor.fingerprint
+        return codec.encode(self.made[chunk, ratio], fingerprint=fingerprint, chunk_sha256=sha256, storage=storage)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,20 +99,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     bench = _load(options)
     tokenizer = bench.tokenizer
+    chunk_tokens = bench.compressor.chunk_tokens
     asked: list[Case] = []
     for name in options.sets:
-        asked += cases(options.data, name, tokenizer, RetrievalTokenizer(), options.limit, options.chunks)
+        asked += cases(options.data, name, tokenizer, RetrievalTokenizer(), options.limit, options.chunks, chunk_tokens)
     rows: list[Row] = []
     gates: dict[int, Gate] = {}
-    fixed = {arm: _answered(bench, asked, arm, 4, options.batch) for arm in ("none", "raw")}
+    ratios = options.ratios if bench.compressor.name == "pooled" else [bench.compressor.ratio]
+    fixed = {arm: _answered(bench, asked, arm, ratios[0], options.batch) for arm in ("none", "raw")}
     for arm, said in fixed.items():
         rows += _arm_rows(arm, asked, said)
-    for ratio in options.ratios:
+    for ratio in ratios:
         at = {arm: _answered(bench, asked, arm, ratio, options.batch) for arm in AT_A_RATIO}
         for arm, said in at.items():
-            aim = _KEEP[ratio] if arm == "compressed" else None
+            aim = _KEEP.get(ratio) if arm == "compressed" else None
             rows += _arm_rows(f"{arm} at {ratio}x", asked, said, against=("raw", fixed["raw"]), keep=aim)
-        rows.append(Row(f"slots at {ratio}x", mean([slots(tokenizer, c.chunks, ratio) for c in asked]), "slots", n=len(asked)))
+        if not options.no_int8:
+            rows += _int8_rows(ratio, asked, _answered(bench, asked, INT8, ratio, options.batch), at["compressed"])
+        rows += _stored_rows(bench, asked, ratio)
+        taken = [slots(tokenizer, case.chunks, partial(bench.compressor.slots, ratio=ratio)) for case in asked]
+        rows.append(Row(f"slots at {ratio}x", mean(taken), "slots", n=len(asked)))
         rows += _language_rows(bench, asked, ratio, options.texts)
         gates[ratio] = _gate(asked, at)
         verdict = "passed" if gates[ratio].passed else "not passed"
@@ -99,11 +139,8 @@ def _load(options: argparse.Namespace) -> Bench:
     path = ensure_base_model(options.base, options.data_dir)
     base = load_base_model(path)
     adapters = Adapters(base, reader_for(options.compressor, base.fingerprint))
-    if options.compressor:
-        compressor = PooledCompressor.load(options.compressor, base, adapters, options.ratios[0])
-    else:
-        compressor = PooledCompressor.untrained(base, adapters, options.ratios[0])
-    return Bench(base, adapters, compressor, TextTokenizer(path))
+    compressor = load_compressor(options.compressor, base, adapters, options.ratios[0])
+    return Bench(base, adapters, cast(Measurable, compressor), TextTokenizer(path))
 
 
 def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: int) -> list[str]:
@@ -113,10 +150,11 @@ def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: 
     embed = bench.base.model.get_input_embeddings()
     prompts: list[torch.Tensor] = []
     blocks: list[int] = []
+    storage: codec.Storage = "int8" if arm == INT8 else "bfloat16"
     for case in asked:
-        shown = show(arm, case, bench.tokenizer, ratio)
+        shown = show(arm, case, bench.tokenizer, partial(bench.compressor.slots, ratio=ratio))
         prompt = assemble(bench.tokenizer, shown.blocks, case.question)
-        soft = {key: bench.compressed(chunk, ratio) for key, chunk in shown.chunks.items()}
+        soft = {key: bench.compressed(chunk, ratio, storage) for key, chunk in shown.chunks.items()}
         with torch.inference_mode():
             pieces = [
                 soft[s.chunk_key] if isinstance(s, SoftSlot) else embed(torch.tensor(list(s.ids))) for s in prompt.segments
@@ -176,6 +214,30 @@ def _f1_row(
     return Row(name, value, unit, low, high, n=len(scores), baseline=baseline, ratio=value / baseline if baseline else None)
 
 
+def _int8_rows(ratio: int, asked: Sequence[Case], said: Sequence[str], bfloat16: Sequence[str]) -> list[Row]:
+    """The arm `int8`, held against what `compressed` said; and what it loses to that, question by question."""
+    rows = _arm_rows(f"int8 at {ratio}x", asked, said, against=("compressed", bfloat16))
+    kept = rows[0].ratio
+    rows[0] = replace(rows[0], aim=f"≥ {_KEEP_INT8} of bfloat16", met=None if kept is None else kept >= _KEEP_INT8)
+    answers = [(case, a, b) for case, a, b in zip(asked, said, bfloat16, strict=True) if not case.options]
+    lost = [_score(case, b) - _score(case, a) for case, a, b in answers]
+    return [*rows, Row(f"int8 at {ratio}x: F1 lost to bfloat16", mean(lost), "F1", *bootstrap(lost), n=len(lost))]
+
+
+def _stored_rows(bench: Bench, asked: Sequence[Case], ratio: int) -> list[Row]:
+    """Bytes that the daemon stores for each source token of the chunks asked about, headers and scales included."""
+    chunks = list(dict.fromkeys(chunk for case in asked for chunk in case.chunks))
+    tokens = sum(bench.tokenizer.count(chunk) for chunk in chunks)
+    plain, small = (
+        sum(len(bench.stored(chunk, ratio, storage)) for chunk in chunks) / tokens for storage in ("bfloat16", "int8")
+    )
+    unit = "bytes/token"
+    return [
+        Row(f"stored at {ratio}x, bfloat16", plain, unit, n=len(chunks)),
+        Row(f"stored at {ratio}x, int8", small, unit, n=len(chunks), baseline=plain, ratio=small / plain),
+    ]
+
+
 def _gate(asked: Sequence[Case], at: dict[str, list[str]]) -> Gate:
     """Paired differences, question by question."""
     scores = {arm: [_score(case, answer) for case, answer in zip(asked, said, strict=True)] for arm, said in at.items()}
@@ -200,11 +262,12 @@ def _language_rows(bench: Bench, asked: Sequence[Case], ratio: int, count: int) 
     hits: list[float] = []
     losses: dict[str, list[float]] = {"compressed": [], "nothing": [], "text": []}
     documents = list({case.text: case for case in asked}.values())
+    length = bench.compressor.chunk_tokens
     with torch.inference_mode():
         for number in range(count):
             ids = tuple(bench.tokenizer.encode(documents[number % len(documents)].text))
-            start = (number // len(documents)) * (512 + _FOLLOW)
-            chunk, rest = ids[start : start + 512], ids[start + 512 : start + 512 + _FOLLOW]
+            start = (number // len(documents)) * (length + _FOLLOW)
+            chunk, rest = ids[start : start + length], ids[start + length : start + length + _FOLLOW]
             if not rest:
                 continue
             soft = bench.compressor.encode([chunk], ratio)
@@ -228,16 +291,17 @@ def _language_rows(bench: Bench, asked: Sequence[Case], ratio: int, count: int) 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="memoryd eval compression", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with eval/*.jsonl.gz")
-    parser.add_argument("--compressor", type=Path, help="what train-compressor made [the compressor of first weights]")
+    parser.add_argument("--compressor", type=Path, help="what train-compressor made, of any kind [that of first weights]")
     parser.add_argument("--base", default=EMBEDDED_MODEL)
     parser.add_argument("--data-dir", type=Path, default=Path("~/.memoryd").expanduser(), help="converted base models")
-    parser.add_argument("--ratios", type=int, nargs="+", default=[4, 8, 16, 32])
+    parser.add_argument("--ratios", type=int, nargs="+", default=list(RATIOS), help="of a pooled compressor")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--limit", type=int, default=75, help="questions of each set")
     parser.add_argument("--chunks", type=int, default=2, help="chunks that retrieval brings")
     parser.add_argument("--texts", type=int, default=24, help="chunks to repeat and to continue")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-int8", action="store_true", help="leave out the answers from embeddings stored as int8")
     parser.add_argument("--gate", action="store_true", help="write the verdict into the compressor's card")
     parser.add_argument("--quick", action="store_true", help="only print: docs/figures stays as it is")
     return parser.parse_args(argv)

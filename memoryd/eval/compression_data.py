@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memoryd.compress.chunker import Counter, chunk_text
+from memoryd.compress.chunker import Counter, Limits, chunk_text
 from memoryd.learn.bm25 import Bm25
 from memoryd.learn.reader_data import read_rows
 
@@ -34,9 +34,19 @@ class Case:
     wrong_title: str
 
 
-def cases(folder: Path, name: str, base: Counter, retrieval: Counter, limit: int, depth: int, seed: int = 0) -> list[Case]:
-    """At most `limit` questions of a set, drawn by `seed`; `depth` chunks each."""
-    rows = [_Document.of(row, base, retrieval) for row in read_rows(folder / "eval" / f"{name}.jsonl.gz")]
+def cases(
+    folder: Path,
+    name: str,
+    base: Counter,
+    retrieval: Counter,
+    limit: int,
+    depth: int,
+    chunk_tokens: int = Limits().chunk_tokens,
+    seed: int = 0,
+) -> list[Case]:
+    """At most `limit` questions of a set, drawn by `seed`; `depth` chunks of up to `chunk_tokens` each."""
+    limits = Limits(chunk_tokens=chunk_tokens)
+    rows = [_Document.of(row, base, retrieval, limits) for row in read_rows(folder / "eval" / f"{name}.jsonl.gz")]
     r = random.Random(seed)
     asked = [(number, *question) for number, row in enumerate(rows) for question in row.questions]
     r.shuffle(asked)
@@ -72,9 +82,9 @@ class _Document:
     by_passage: Bm25
 
     @classmethod
-    def of(cls, row: dict[str, Any], base: Counter, retrieval: Counter) -> _Document:
+    def of(cls, row: dict[str, Any], base: Counter, retrieval: Counter, limits: Limits) -> _Document:
         text, title = _text_of(row)
-        cut = list(chunk_text("", [text], base, retrieval))
+        cut = list(chunk_text("", [text], base, retrieval, limits))
         chunks = [c.text for c in cut]
         passages = [c.text_of(p) for c in cut for p in c.passages]
         return cls(title, text, list(_questions(row)), chunks, passages, Bm25(chunks), Bm25(passages))

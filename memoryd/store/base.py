@@ -7,7 +7,7 @@ may be called from several threads; the daemon calls them through `asyncio.to_th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -116,10 +116,16 @@ class Ledger(Protocol):
         size_bytes: int,
         blob: str,
         request: Request | None,
+        replaces: str = "",
     ) -> Written:
         """One transaction: the row and its COMPRESS job (target: the document's name; payload: memory, document). Where
         the memory holds that content, or the request came before, nothing is added and what is there is returned with
-        already_stored. NotFound where there is no such memory; RequestIdReused."""
+        already_stored. NotFound where there is no such memory; RequestIdReused.
+
+        `replaces`: the document of that memory whose new version this is. It is deleted as by delete_document, unless it has
+        that content itself. The COMPRESS job's payload has `old`, the version to reuse compressed embeddings of: the
+        replaced one, or the one before it where that was replaced before it could reuse them. The payload of `old`'s ERASE
+        job has `after`: the COMPRESS job that it waits for while that one `reuses`. ReplacedNotFound."""
 
     def get_document(self, tenant: str, memory: str, document: str) -> Document:
         """NotFound."""
@@ -167,6 +173,9 @@ class Ledger(Protocol):
     def deleted_documents(self, tenant: str, memory: str, document: str = "") -> Sequence[Document]:
         """The deleted documents that an ERASE job is to purge (one, or all of a deleted memory)."""
 
+    def deleted_chunks(self, tenant: str, document: str, after: int = -1, limit: int = 256) -> Sequence[Chunk]:
+        """As chunks, of a deleted document that is not erased yet: for its new version to reuse."""
+
     def token_count(self, tenant: str, memories: Sequence[str]) -> int:
         """Base-model tokens of all documents of these memories."""
 
@@ -196,12 +205,23 @@ class Ledger(Protocol):
         oldest job. None where there is nothing due."""
 
     def heartbeat(
-        self, tenant: str, job: str, owner: str, lease_seconds: float, stage: str, done: int, total: int, rate: float
+        self,
+        tenant: str,
+        job: str,
+        owner: str,
+        lease_seconds: float,
+        stage: str,
+        done: int,
+        total: int,
+        rate: float,
+        receipt: Mapping[str, str | int] | None = None,
     ) -> bool:
-        """Renews the lease and records progress. False where the job is no longer the owner's (cancelled, taken)."""
+        """Renews the lease and records progress, and what the receipt has so far, where given. False where the job is no
+        longer the owner's (cancelled, taken)."""
 
-    def release_job(self, tenant: str, job: str, owner: str) -> None:
-        """Back to PENDING, behind those that wait, the attempt uncounted: a long job gives way, or the daemon drains."""
+    def release_job(self, tenant: str, job: str, owner: str, seconds: float = 0.0) -> None:
+        """Back to PENDING, behind those that wait, the attempt uncounted: a long job gives way, or the daemon drains. Due
+        again after so many seconds."""
 
     def finish_job(self, tenant: str, job: str, owner: str, receipt: dict[str, str | int]) -> bool:
         """SUCCEEDED. False where no longer the owner's."""

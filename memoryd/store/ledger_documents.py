@@ -1,33 +1,21 @@
-"""Documents: written once, found, deleted, erased."""
+"""Documents: written once, found, moved on. How they go is in ledger_deleted.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Select,
-    and_,
-    bindparam,
-    delete,
-    exists,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, insert, or_, select, update
 
-from memoryd.core import Document, Job, JobKind, Kind, Metadata, Request, Stage, document_name
-from memoryd.errors import AlreadyExists, NotFound
+from memoryd.core import Document, JobKind, Kind, Metadata, Request, Stage, document_name
+from memoryd.errors import AlreadyExists, NotFound, ReplacedNotFound
 from memoryd.store.base import Page, Written
-from memoryd.store.ledger_jobs import cancel_jobs, insert_job, read_job
+from memoryd.store.ledger_deleted import bury, bury_replaced, reusable
+from memoryd.store.ledger_jobs import insert_job, read_job
 from memoryd.store.ledger_memories import find_memory_uid
-from memoryd.store.ledger_part import LedgerPart, batches, remember, result_of
+from memoryd.store.ledger_part import LedgerPart, batches, document_of, live, remember, result_of
 from memoryd.store.paging import read_page
-from memoryd.store.schema import chunks, documents, memories, passages
+from memoryd.store.schema import chunks, documents
 
 
 class DocumentRows(LedgerPart):
@@ -45,6 +33,7 @@ class DocumentRows(LedgerPart):
         size_bytes: int,
         blob: str,
         request: Request | None,
+        replaces: str = "",
     ) -> Written:
         def change(conn: Connection) -> Written:
             made = result_of(conn, tenant, request)
@@ -53,16 +42,23 @@ class DocumentRows(LedgerPart):
             uid = find_memory_uid(conn, tenant, memory, lock=True)
             if uid is None:
                 raise NotFound("no such memory")
+            old = _read_replaced(conn, tenant, memory, replaces) if replaces else None
             rivals = {"tenant": tenant, "uid": uid, "sha256": sha256, "id": document}
             found = conn.execute(_RIVALS, rivals).mappings().all()
             for row in found:
                 if (row["memory_uid"], row["sha256"], row["tombstone"]) == (uid, sha256, ""):
+                    if old is not None and old.id != row["id"]:  # another document has the new text already
+                        bury(conn, tenant, memory, old.id)
                     remember(conn, tenant, request, row["id"])
-                    return _already_stored(conn, _document(row))
+                    return _already_stored(conn, document_of(row))
             if found:
                 raise AlreadyExists("there is a document of that id")
             payload = {"memory": memory, "document": document}
+            if old is not None:
+                payload["old"] = reusable(conn, old)
             job = insert_job(conn, tenant, JobKind.COMPRESS, document_name(memory, document), payload)
+            if old is not None:
+                bury_replaced(conn, old, job)
             new = {
                 "tenant": tenant,
                 "id": document,
@@ -80,7 +76,7 @@ class DocumentRows(LedgerPart):
             }
             conn.execute(_INSERT, new)
             remember(conn, tenant, request, document)
-            return Written(_document({**_COUNTS, **new}), job, already_stored=False)
+            return Written(document_of({**_COUNTS, **new}), job, already_stored=False)
 
         return self._db.write(change)
 
@@ -115,29 +111,13 @@ class DocumentRows(LedgerPart):
                 conn,
                 select(documents).where(live(tenant), documents.c.memory == memory),
                 [documents.c.create_time, documents.c.id],
-                _document,
+                document_of,
                 scope=["documents", tenant, uid],
                 page_size=page_size,
                 page_token=page_token,
             )
 
         return self._db.read(query)
-
-    def delete_document(self, tenant: str, memory: str, document: str, request: Request | None) -> Job:
-        def change(conn: Connection) -> Job:
-            made = result_of(conn, tenant, request)
-            if made is not None:
-                return read_job(conn, tenant, made)
-            this = live(tenant) & (documents.c.memory == memory) & (documents.c.id == document)
-            if conn.execute(update(documents).where(this).values(tombstone=document)).rowcount == 0:
-                raise NotFound("no such document")
-            cancel_jobs(conn, tenant, select(documents.c.id).where(documents.c.tenant == tenant, documents.c.id == document))
-            payload = {"memory": memory, "document": document}
-            job = insert_job(conn, tenant, JobKind.ERASE, document_name(memory, document), payload)
-            remember(conn, tenant, request, job.id)
-            return job
-
-        return self._db.write(change)
 
     def set_stage(self, tenant: str, document: str, stage: Stage) -> bool:
         def change(conn: Connection) -> bool:
@@ -146,43 +126,6 @@ class DocumentRows(LedgerPart):
             return conn.execute(select(documents.c.id).where(this)).first() is not None
 
         return self._db.write(change)
-
-    def deleted_documents(self, tenant: str, memory: str, document: str = "") -> Sequence[Document]:
-        deleted = (documents.c.tenant == tenant) & (documents.c.memory == memory) & (documents.c.tombstone != "")
-        which = documents.c.id == document if document else _of_deleted_memory()
-        query = select(documents).where(deleted, which).order_by(documents.c.id)
-        return [_document(row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
-
-    def erase_rows(self, tenant: str, memory: str, documents: Sequence[str]) -> int:
-        def change(conn: Connection) -> int:
-            count = 0
-            for ids in batches(documents):
-                erased = (
-                    conn.execute(
-                        select(table.c.id).where(
-                            table.c.tenant == tenant,
-                            table.c.memory == memory,
-                            table.c.id.in_(ids),
-                            table.c.tombstone != "",
-                        )
-                    )
-                    .scalars()
-                    .all()
-                )
-                for part in (passages, chunks):
-                    conn.execute(delete(part).where(part.c.tenant == tenant, part.c.document.in_(erased)))
-                conn.execute(delete(table).where(table.c.tenant == tenant, table.c.id.in_(erased)))
-                count += len(erased)
-            held = exists().where(table.c.tenant == memories.c.tenant, table.c.memory_uid == memories.c.uid)
-            conn.execute(
-                delete(memories).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone != "", ~held)
-            )
-            return count
-
-        table = _documents
-        erased = self._db.write(change)
-        self._db.forget_log()
-        return erased
 
     def token_count(self, tenant: str, memories: Sequence[str]) -> int:
         total = func.coalesce(func.sum(documents.c.token_count), 0)
@@ -210,7 +153,7 @@ class DocumentRows(LedgerPart):
             .order_by(documents.c.tenant, documents.c.id)
             .limit(limit)
         )
-        return [_document(row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
+        return [document_of(row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
 
     def recompress(self, tenant: str, document: str) -> None:
         this = live(tenant) & (documents.c.id == document) & (documents.c.stage >= Stage.COMPRESSED)
@@ -227,25 +170,14 @@ class DocumentRows(LedgerPart):
 
     def all_documents(self, tenant: str, after: str = "", limit: int = 256) -> Sequence[Document]:
         query = select(documents).where(live(tenant), documents.c.id > after).order_by(documents.c.id).limit(limit)
-        return [_document(row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
+        return [document_of(row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
 
 
 _documents = documents  # for methods whose argument takes the name
 
 
-def live(tenant: str) -> ColumnElement[bool]:
-    """The tenant's documents that are not deleted."""
-    return (documents.c.tenant == tenant) & (documents.c.tombstone == "")
-
-
-def _of_deleted_memory() -> ColumnElement[bool]:
-    return exists().where(
-        memories.c.tenant == documents.c.tenant, memories.c.uid == documents.c.memory_uid, memories.c.tombstone != ""
-    )
-
-
 def _select(conn: Connection, tenant: str, which: ColumnElement[bool]) -> list[Document]:
-    return [_document(row) for row in conn.execute(select(documents).where(live(tenant), which)).mappings()]
+    return [document_of(row) for row in conn.execute(select(documents).where(live(tenant), which)).mappings()]
 
 
 def _read_document(conn: Connection, tenant: str, memory: str, document: str) -> Document:
@@ -253,6 +185,15 @@ def _read_document(conn: Connection, tenant: str, memory: str, document: str) ->
     if not found:
         raise NotFound("no such document")
     return found[0]
+
+
+def _read_replaced(conn: Connection, tenant: str, memory: str, document: str) -> Document:
+    """As it stays until the transaction ends. ReplacedNotFound."""
+    this = live(tenant) & (documents.c.memory == memory) & (documents.c.id == document)
+    row = conn.execute(select(documents).where(this).with_for_update()).mappings().first()
+    if row is None:
+        raise ReplacedNotFound
+    return document_of(row)
 
 
 def _already_stored(conn: Connection, document: Document) -> Written:
@@ -273,23 +214,3 @@ _RIVALS = select(documents).where(
     ),
 )
 _COUNTS = {"token_count": 0, "chunk_count": 0, "passage_count": 0}
-
-
-def _document(row: Mapping[Any, Any]) -> Document:
-    return Document(
-        row["tenant"],
-        row["memory"],
-        row["id"],
-        Kind(row["kind"]),
-        row["title"],
-        row["metadata"],
-        row["sha256"],
-        row["size_bytes"],
-        row["blob"],
-        row["create_time"],
-        Stage(row["stage"]),
-        row["token_count"],
-        row["chunk_count"],
-        row["passage_count"],
-        row["job"],
-    )

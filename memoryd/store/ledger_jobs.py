@@ -81,8 +81,18 @@ class JobRows(LedgerPart):
         return self._db.write(change)
 
     def heartbeat(
-        self, tenant: str, job: str, owner: str, lease_seconds: float, stage: str, done: int, total: int, rate: float
+        self,
+        tenant: str,
+        job: str,
+        owner: str,
+        lease_seconds: float,
+        stage: str,
+        done: int,
+        total: int,
+        rate: float,
+        receipt: Mapping[str, str | int] | None = None,
     ) -> bool:
+        known: dict[str, Any] = {} if receipt is None else {"receipt": receipt}
         return self._change_owned(
             tenant,
             job,
@@ -92,16 +102,17 @@ class JobRows(LedgerPart):
             done=done,
             total=total,
             rate=rate,
+            **known,
         )
 
-    def release_job(self, tenant: str, job: str, owner: str) -> None:
+    def release_job(self, tenant: str, job: str, owner: str, seconds: float = 0.0) -> None:
         self._change_owned(
             tenant,
             job,
             owner,
             state=JobState.PENDING,
             owner_="",
-            due_time=now(),  # behind those that wait: a long job gives way
+            due_time=now() + timedelta(seconds=seconds),  # behind those that wait: a long job gives way
             attempts=jobs.c.attempts - 1,
         )
 

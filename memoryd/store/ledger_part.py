@@ -1,16 +1,16 @@
-"""What the parts of the SQL ledger share: the database, and requests that make a repeat harmless."""
+"""What the parts of the SQL ledger share: the database, requests that make a repeat harmless, and rows of documents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import ColumnElement, Connection, bindparam, insert, select
 
-from memoryd.core import Request, now
+from memoryd.core import Document, Kind, Request, Stage, now
 from memoryd.errors import NotFound, RequestIdReused
 from memoryd.store.database import Database
-from memoryd.store.schema import requests, tenants
+from memoryd.store.schema import documents, requests, tenants
 
 T = TypeVar("T")
 
@@ -60,3 +60,29 @@ def require_tenant(conn: Connection, tenant: str) -> None:
     """NotFound."""
     if conn.execute(select(tenants.c.tenant).where(tenants.c.tenant == tenant)).first() is None:
         raise NotFound("no such tenant")
+
+
+def live(tenant: str) -> ColumnElement[bool]:
+    """The tenant's documents that are not deleted."""
+    return (documents.c.tenant == tenant) & (documents.c.tombstone == "")
+
+
+def document_of(row: Mapping[Any, Any]) -> Document:
+    """Of a row of the table of documents."""
+    return Document(
+        row["tenant"],
+        row["memory"],
+        row["id"],
+        Kind(row["kind"]),
+        row["title"],
+        row["metadata"],
+        row["sha256"],
+        row["size_bytes"],
+        row["blob"],
+        row["create_time"],
+        Stage(row["stage"]),
+        row["token_count"],
+        row["chunk_count"],
+        row["passage_count"],
+        row["job"],
+    )

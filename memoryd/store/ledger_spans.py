@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
 
 from memoryd.core import Chunk, Passage, Stage
-from memoryd.store.ledger_documents import live
-from memoryd.store.ledger_part import LedgerPart, batches
+from memoryd.store.ledger_part import LedgerPart, batches, live
 from memoryd.store.schema import chunks, documents, passages
 
 _ORDINAL = re.compile(r"0|[1-9][0-9]{0,8}")  # as Passage.id writes it, and within the column

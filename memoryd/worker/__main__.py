@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="base model: smollm2-135m-instruct, a directory or a hub name")
     parser.add_argument("--ratio", type=int, default=4, help="source tokens for each compressed embedding")
     parser.add_argument("--compressor", type=Path, help="directory of a trained compressor, instead of --ratio")
+    parser.add_argument("--compress-tokens", type=int, default=0, help="of one micro-batch; 0: what suits the device")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: one per core")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on CUDA, else float32")
@@ -68,6 +70,8 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     on_gpu = device.startswith("cuda")
     dtype = arguments.dtype if arguments.dtype != "auto" else "bfloat16" if on_gpu else "float32"
     limits = Limits(rows=64, prefill=2048, embed=16384, compress=16384) if on_gpu else Limits()
+    if arguments.compress_tokens:
+        limits = replace(limits, compress=arguments.compress_tokens)
 
     path = ensure_base_model(arguments.model, arguments.data_dir)
     base = load_base_model(path, dtype, device)

@@ -346,12 +346,17 @@ class FakeDaemon(
 
     def _write(self, header: Any, data: bytes, kind: int) -> Any:
         _found(self.memories, header.parent)
+        if header.replaces:
+            _found(self.documents, header.replaces)
         digest = hashlib.sha256(data).hexdigest()
         for name in self._of(header.parent):
             if self.documents[name].sha256 == digest:
                 return memory_pb2.WriteResult(
                     document=self.documents[name], operation=self.documents[name].operation, already_stored=True
                 )
+        if header.replaces:
+            del self.documents[header.replaces]
+            self._erased(header.replaces, 1)
         number = next(self._numbers)
         document = memory_pb2.Document(
             name=f"{header.parent}/documents/d{number}",

@@ -92,6 +92,20 @@ def test_the_same_content_is_stored_once(memory: Memory) -> None:
     assert again.document.name == first.document.name
 
 
+def test_a_new_version_replaces_the_old_one_however_it_is_named_and_written(
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = memory.write(FERRY)
+    second = memory.write_messages([{"role": "user", "content": "Which ferry?"}], replaces=first.document)
+    third = memory.upload(io.BytesIO(b"The ferry leaves at one."), replaces=second.document.name)
+    monkeypatch.setattr("memoryd_client._memory.INLINE", 8)  # as if the text were long
+    fourth = memory.write("The ferry leaves at two.", title="Ferries", replaces=third.document.id)
+    assert (fourth.already_stored, fourth.document.title) == (False, "Ferries")
+    assert [document.name for document in memory.documents.list()] == [fourth.document.name]
+    with pytest.raises(NotFound):
+        memory.write("The ferry leaves at three.", replaces=first.document)
+
+
 def test_a_write_is_waited_for(memory: Memory) -> None:
     written = memory.write(FERRY)
     assert written.wait(timeout=60).stage >= Stage.SEARCHABLE

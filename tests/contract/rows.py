@@ -18,6 +18,7 @@ def write(
     memory: str = "m",
     document: str = "",
     request: Request | None = None,
+    replaces: str = "",
 ) -> Written:
     """Writes a document of this text (of any, if empty)."""
     document = document or new_id()
@@ -33,6 +34,7 @@ def write(
         len(text),
         document_prefix(tenant, memory, document) + "text",
         request,
+        replaces,
     )
 
 

@@ -81,6 +81,15 @@ def test_a_heartbeat_keeps_the_lease_and_tells_progress(ledger: Ledger) -> None:
     assert (job.stage, job.done, job.total, job.rate) == ("COMPRESS", 3, 10, 1.5)
 
 
+def test_what_a_receipt_has_so_far_is_kept_with_the_stage(ledger: Ledger) -> None:
+    id_ = add(ledger)
+    claim(ledger, lease=0.0)
+    assert ledger.heartbeat("acme", id_, "w", 0.0, "index", 0, 0, 0.0, {"reused": 3})
+    assert ledger.heartbeat("acme", id_, "w", 0.0, "index", 1, 0, 0.0)
+    again = claim(ledger, "another")
+    assert (again.stage, again.receipt) == ("index", {"reused": 3})
+
+
 def test_a_failed_job_waits_for_its_retry_and_dies_in_the_end(ledger: Ledger) -> None:
     id_ = add(ledger)
     claim(ledger)
@@ -112,6 +121,14 @@ def test_a_released_job_gives_way_with_its_attempt_uncounted(ledger: Ledger) -> 
     released = ledger.get_job("acme", id_)
     assert (released.state, released.attempts) == (JobState.PENDING, 0)
     assert [claim(ledger).id, claim(ledger).id] == [waiting, id_]
+
+
+def test_a_released_job_may_come_back_later(ledger: Ledger) -> None:
+    id_ = add(ledger)
+    claim(ledger)
+    ledger.release_job("acme", id_, "w", 3600.0)
+    assert ledger.get_job("acme", id_).state is JobState.PENDING
+    assert ledger.claim_job("w", 60) is None
 
 
 def test_cancel_ends_what_has_not_ended(ledger: Ledger) -> None:

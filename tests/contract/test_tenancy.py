@@ -41,6 +41,7 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
     "get_chunks": lambda ledger, d, j: ledger.get_chunks("other", [(d, 0)]),
     "set_embeddings": lambda ledger, d, j: ledger.set_embeddings("other", d, [chunk(d, 0)]),
     "deleted_documents": lambda ledger, d, j: ledger.deleted_documents("other", "gone"),
+    "deleted_chunks": lambda ledger, d, j: ledger.deleted_chunks("other", d),
     "erase_rows": lambda ledger, d, j: ledger.erase_rows("other", "gone", [d]),
     "token_count": lambda ledger, d, j: ledger.token_count("other", ["m"]),
     "count_unsearchable": lambda ledger, d, j: ledger.count_unsearchable("other", ["m"]),

@@ -38,7 +38,7 @@ def make_autocompressor(path: Path, accumulate: bool = True) -> Path:
 
 def make_icae(path: Path) -> Path:
     """The state of the published training module: LoRA on q and v, slots, three special tokens."""
-    path.mkdir()
+    path.mkdir(parents=True)
     torch.manual_seed(2)
     state = {"memory_token_embed.weight": torch.randn(SLOTS + 3, 64) * 0.3}
     for layer in range(2):
@@ -50,12 +50,14 @@ def make_icae(path: Path) -> Path:
     return path
 
 
-def loaded(kind: str, directory: Path) -> tuple[BaseModel, Compressor]:
+def loaded(kind: str, directory: Path, dtype: str = "float32") -> tuple[BaseModel, Compressor]:
     if kind == "autocompressor":
         path = make_autocompressor(directory / "model")
-        base = load_base_model(path)
+        base = load_base_model(path, dtype)
         return base, load_compressor(path, base, Adapters(base), 4)
-    base = load_base_model(make_tiny_model("llama", directory / "model"))
+    base = load_base_model(make_tiny_model("llama", directory / "model"), dtype)
+    if kind == "pooled":
+        return base, load_compressor(None, base, Adapters(base), 4)
     return base, load_compressor(make_icae(directory / "icae"), base, Adapters(base), 4)
 
 
@@ -121,6 +123,15 @@ def test_a_batch_gives_what_each_chunk_alone_gives(tmp_path: Path, kind: str) ->
     for bad in ([], [-1], [600], [0] * 5000):
         with pytest.raises(InvalidArgument, match="chunk 1"):
             compressor.compress([[5], bad])
+
+
+@pytest.mark.parametrize("kind", ["pooled", "autocompressor", "icae"])
+def test_in_bfloat16_each_makes_what_it_makes_in_float32(tmp_path: Path, kind: str) -> None:
+    _, exact = loaded(kind, tmp_path / "float32")
+    _, half = loaded(kind, tmp_path / "bfloat16", "bfloat16")
+    for one, other in zip(exact.compress(CHUNKS), half.compress(CHUNKS), strict=True):
+        assert other.dtype == torch.bfloat16
+        assert torch.nn.functional.cosine_similarity(one, other.float(), dim=-1).min() > 0.99
 
 
 def test_one_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def turns() -> list[memory_pb2.Message]:
     return [memory_pb2.Message(role="user", content="x")]
 
 
-def upload(parent: str) -> list[memory_pb2.UploadDocumentRequest]:
+def upload(parent: str, replaces: str = "") -> list[memory_pb2.UploadDocumentRequest]:
     return [
-        memory_pb2.UploadDocumentRequest(header=memory_pb2.UploadHeader(parent=parent)),
+        memory_pb2.UploadDocumentRequest(header=memory_pb2.UploadHeader(parent=parent, replaces=replaces)),
         memory_pb2.UploadDocumentRequest(data=b"x"),
         memory_pb2.UploadDocumentRequest(trailer=memory_pb2.UploadTrailer(sha256=hashlib.sha256(b"x").hexdigest())),
     ]
@@ -165,6 +165,24 @@ def test_anothers_memory_beside_ones_own_is_not_found_either(red: Client, theirs
     for ask in (red.search, red.context, lambda memories, text: red.answer(memories, text).text):
         with pytest.raises(NotFound):
             ask([mine, theirs.memory], "vault")
+
+
+@pytest.mark.parametrize("name", ["WriteDocument", "UploadDocument", "WriteMessages"])
+def test_anothers_document_cannot_be_replaced(red: Client, keyed: Keyed, channel: grpc.Channel, theirs: Ids, name: str) -> None:
+    """Neither by its name, nor by its id as if it were in one's own memory; nor can it be told from what never was."""
+    mine = red.memory("replacing", create=True)
+    mine.info()
+    anothers = theirs.document.rpartition("/")[2]
+    tries = [theirs.document, f"{mine.name}/documents/{anothers}", f"{mine.name}/documents/never"]
+    requests = {
+        "WriteDocument": lambda old: memory_pb2.WriteDocumentRequest(parent=mine.name, text=b"x", replaces=old),
+        "UploadDocument": lambda old: upload(mine.name, old),
+        "WriteMessages": lambda old: memory_pb2.WriteMessagesRequest(parent=mine.name, messages=turns(), replaces=old),
+    }
+    failures = [refused(lambda old=old: call(channel, METHODS[name], requests[name](old), keyed.red)) for old in tries]
+    assert {(f.code, f.reason) for f in failures} == {(NOT_FOUND, "REPLACED_NOT_FOUND")}
+    assert len({f.message for f in failures}) == 1
+    assert list(mine.documents.list()) == []
 
 
 def test_lists_show_only_ones_own(red: Client, blue: Client, theirs: Ids) -> None:

@@ -1,10 +1,17 @@
 """The benchmarks' statistics: what an interval covers, and what a row says."""
 
 import random
+from pathlib import Path
 
+from bench.compress import CHUNKS, stored_of_the_book
 from bench.lab import concurrently, row
 from bench.stats import median, quantile
 from bench.texts import questions, texts
+from memoryd.compress.pooled import PooledCompressor
+from memoryd.engine.adapters import Adapters
+from memoryd.engine.base_model import load_base_model
+from memoryd.engine.tokenizer import TextTokenizer
+from tests.tiny_models import make_tiny_model
 
 
 def test_the_median_of_few() -> None:
@@ -48,3 +55,14 @@ async def test_each_number_is_worked_on_once() -> None:
 def test_a_row_knows_its_aim_and_baseline() -> None:
     made = row("write: acknowledged", 5.0, "ms", baseline=2.0, below=10.0)
     assert (made.ratio, made.met, made.aim) == (2.5, True, "< 10 ms")
+
+
+def test_what_is_stored_of_the_book_is_counted_whole(tmp_path: Path) -> None:
+    path = make_tiny_model("llama", tmp_path)
+    base = load_base_model(path)
+    plain, small = stored_of_the_book(PooledCompressor.untrained(base, Adapters(base), 4), TextTokenizer(path))
+    assert (plain.name, small.name) == ("compress: the book stored at 4x, bfloat16", "compress: the book stored at 4x, int8")
+    files = 400 * CHUNKS / (512 * CHUNKS)  # headers, of full chunks; these are nearly full
+    assert 2 * 64 / 4 + files < plain.value < 2 * 64 / 4 * 1.05
+    assert (64 + 4) / 4 + files < small.value < (64 + 4) / 4 * 1.1
+    assert small.baseline == plain.value

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from memoryd.__main__ import main
 from memoryd.compress import pooled
 from memoryd.compress.card import read_card
 from memoryd.compress.pooled import Projector
+from memoryd.compress.slots import LearnedTokens, SlotSettings, save
 from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import load_base_model
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
-from memoryd.eval.arms import AT_A_RATIO, show, slots
-from memoryd.eval.compression import _score
+from memoryd.eval.arms import AT_A_RATIO, INT8, show, slots
+from memoryd.eval.compression import _int8_rows, _score
 from memoryd.eval.compression_data import SETS, Case, cases
 from memoryd.eval.generate import answers
 from memoryd.recall.prompt import SoftBlock, TextBlock
@@ -78,10 +81,14 @@ def test_sets_are_read_as_they_are(data: Path) -> None:
 def test_arms_have_equal_slots(data: Path, path: Path, ratio: int) -> None:
     tokenizer = TextTokenizer(path)
     (case, _) = cases(data, "squad", tokenizer, RetrievalTokenizer(), 9, 2)
-    k = slots(tokenizer, case.chunks, ratio)
+
+    def slots_of(tokens: int) -> int:
+        return -(-tokens // ratio)
+
+    k = slots(tokenizer, case.chunks, slots_of)
     assert k == sum(-(-tokenizer.count(chunk) // ratio) for chunk in case.chunks)
     for arm in AT_A_RATIO:
-        shown = show(arm, case, tokenizer, ratio)
+        shown = show(arm, case, tokenizer, slots_of)
         soft = sum(block.length for block in shown.blocks if isinstance(block, SoftBlock))
         text = [block.text for block in shown.blocks if isinstance(block, TextBlock)]
         if arm in ("first", "passage"):
@@ -93,13 +100,32 @@ def test_arms_have_equal_slots(data: Path, path: Path, ratio: int) -> None:
             assert not set(shown.chunks.values()) & set(case.chunks)
         if arm == "hybrid":
             assert (soft, text) == (k, [case.passage])
-    assert [block.text for block in show("raw", case, tokenizer, ratio).blocks] == list(case.chunks)  # type: ignore[union-attr]
-    assert show("none", case, tokenizer, ratio).blocks == ()
+    assert [block.text for block in show("raw", case, tokenizer, slots_of).blocks] == list(case.chunks)  # type: ignore[union-attr]
+    assert show("none", case, tokenizer, slots_of).blocks == ()
+    assert show(INT8, case, tokenizer, slots_of) == show("compressed", case, tokenizer, slots_of)
 
 
 def test_a_choice_is_the_option_that_the_answer_is_most_like() -> None:
     case = Case("quality", "?", ("in Lisbon",), ("in Porto", "in Lisbon"), "", "", (), "", (), "")
     assert [_score(case, said) for said in ("Lisbon", "Porto", "the city of Lisbon", "nobody knows")] == [1, 0, 1, 0]
+
+
+def test_int8_is_held_against_bfloat16_question_by_question() -> None:
+    where = Case("squad", "?", ("Lisbon",), (), "", "", (), "", (), "")
+    choice = replace(where, set="quality", options=("Porto", "Lisbon"))
+    asked = [where, where, where, where, choice]
+    bfloat16 = ["Lisbon", "Lisbon", "Porto", "Lisbon", "Lisbon"]
+    first, *rest, lost = _int8_rows(8, asked, ["Lisbon", "Lisbon", "Lisbon", "Porto", "Porto"], bfloat16)
+    assert (first.name, first.value, first.baseline, first.ratio, first.met) == ("int8 at 8x: F1", 0.75, 0.75, 1.0, True)
+    assert first.aim == "≥ 0.98 of bfloat16"
+    assert (lost.value, lost.n) == (0.0, 4)
+    assert lost.low is not None
+    assert lost.low < 0, "it gained one and lost one: that is no certainty of nothing lost"
+    assert {row.name: row.ratio for row in rest}["int8 at 8x, quality: accuracy"] == 0.0
+    first, *_, lost = _int8_rows(8, asked, ["Porto", *bfloat16[1:]], bfloat16)
+    assert (first.met, lost.value) == (False, 0.25)
+    nothing = _int8_rows(8, asked, ["Porto"] * 5, ["Porto"] * 5)[0]
+    assert (nothing.ratio, nothing.met) == (None, None), "of nothing no share is kept"
 
 
 def test_answers_are_those_of_the_model(path: Path) -> None:
@@ -122,8 +148,30 @@ def test_it_measures_and_writes_the_verdict(data: Path, path: Path, tmp_path: Pa
     said = capsys.readouterr().out
     for name in ("none: F1", "raw: F1", *(f"{arm} at 8x: F1" for arm in AT_A_RATIO), "quality: accuracy", "tokens right"):
         assert name in said
+    for name in ("int8 at 8x: F1 ", "int8 at 8x, squad: F1", "int8 at 8x: F1 lost to bfloat16"):
+        assert name in said
+    plain, small = (float(re.search(rf"stored at 8x, {kind} +([\d.]+)", said)[1]) for kind in ("bfloat16", "int8"))  # type: ignore[index]
+    assert 64 / 8 < small < plain
+    assert plain > 2 * 64 / 8
     assert "gate at 8x: not passed" in said
     gate = read_card(tmp_path).gate(8)
     assert gate.figures["questions"] == 5
     assert not gate.passed
+    assert main(["eval", "compression", *where, *sizes, "--sets", "squad", "--texts", "1", "--no-int8"]) == 0
+    assert "int8 at 8x" not in capsys.readouterr().out
     assert main(["eval", "nothing"]) == 2
+
+
+def test_a_compressor_of_another_kind_is_measured_at_its_own_ratio(
+    data: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = load_base_model(path)
+    settings = SlotSettings("icae", segment=64, accumulate=False)
+    save(tmp_path, base, "tiny", Adapters(base), LearnedTokens(torch.randn(8, base.d_model)), settings, {})
+    sizes = ["--limit", "1", "--texts", "1", "--chunks", "1", "--sets", "squad", "--quick", "--gate"]
+    assert main(["eval", "compression", "--base", str(path), "--data", str(data), "--compressor", str(tmp_path), *sizes]) == 0
+    said = capsys.readouterr().out
+    assert "compressed at 8x: F1" in said
+    assert re.search(r"slots at 8x +8\.000", said)
+    assert "at 4x" not in said
+    assert read_card(tmp_path).gate(8).figures["questions"] == 1

@@ -97,6 +97,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ("auth", "on"),
         ("device", "gpu"),
         ("threads", "many"),
+        ("embedding_storage", "int4"),
         ("max_document_bytes", "1000"),
         ("max_context_tokens", "64"),
         ("max_answers", "0"),

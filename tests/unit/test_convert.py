@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from memoryd import core
 from memoryd.api import convert
 from memoryd.core import Job, JobKind, JobState
-from memoryd.errors import InvalidArgument
+from memoryd.errors import InvalidArgument, ReplacedNotFound
 from memoryd.v1 import jobs_pb2, memory_pb2
 
 NOW = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
@@ -127,6 +127,13 @@ def test_requests_of_two_methods_never_share_a_digest() -> None:
 def test_no_request_id_is_no_request() -> None:
     assert convert.request(write(request_id="")) is None
     assert convert.request(write()) == core.Request("r", convert.digest(write()))
+
+
+def test_a_write_replaces_a_document_of_its_own_memory_or_none() -> None:
+    assert convert.replaced(write()) == ""
+    assert convert.replaced(write(replaces="memories/m/documents/d")) == "d"
+    with pytest.raises(ReplacedNotFound):
+        convert.replaced(write(replaces="memories/n/documents/d"))
 
 
 def test_names_come_apart() -> None:

@@ -14,7 +14,7 @@ import pytest
 from memoryd import core, jobs
 from memoryd.core import Job, JobKind, JobState
 from memoryd.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from memoryd.jobs import Handler, JobRunner, Progress
+from memoryd.jobs import Handler, JobRunner, NotYet, Progress
 from memoryd.store import ledger_jobs
 from memoryd.store.ledger import SqlLedger
 
@@ -210,6 +210,44 @@ async def test_a_job_that_gives_way_lets_others_in_and_goes_on_where_it_was(ledg
         ends = [await ended(ledger, job) for job in (first, second)]
     assert order == [("d1", "", 0), ("d2", "", 0), ("d1", "index", 7), ("d2", "index", 7)]
     assert [(job.state, job.attempts) for job in ends] == [(JobState.SUCCEEDED, 1)] * 2  # giving way is no try
+
+
+async def test_what_is_noted_for_the_receipt_outlives_giving_way(ledger: SqlLedger) -> None:
+    async def handler(job: Job, progress: Progress) -> Mapping[str, str | int]:
+        if job.stage == "":
+            progress.note(reused=3)
+            progress.show("index", 0, 0)
+            progress.give_way()
+        return {"reused": progress.job.receipt["reused"]}
+
+    job = add(ledger)
+    async with running(ledger, handler):
+        assert (await ended(ledger, job)).receipt == {"reused": 3}
+
+
+async def test_a_job_that_waits_for_another_looks_again_ever_later_and_that_is_no_try(
+    ledger: SqlLedger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, pauses = ledger.release_job, list[float]()
+
+    def release_and_skip(tenant: str, job: str, owner: str, seconds: float = 0.0) -> None:
+        release(tenant, job, owner, seconds)
+        pauses.append(seconds)
+        clock.skip(seconds + 1)
+
+    async def handler(job: Job, progress: Progress) -> Mapping[str, str | int]:
+        if len(pauses) < 30:
+            raise NotYet
+        return {}
+
+    monkeypatch.setattr(ledger, "release_job", release_and_skip)
+    job = add(ledger, kind=JobKind.ERASE)
+    async with running(ledger, handler, attempts=1):
+        done = await ended(ledger, job)
+    assert (done.state, done.attempts) == (JobState.SUCCEEDED, 1)
+    assert pauses == sorted(pauses)
+    assert pauses[0] < 0.5
+    assert pauses[-1] == jobs.MAX_BACKOFF_SECONDS
 
 
 async def test_a_job_that_works_for_long_goes_to_the_end_of_the_queue(

@@ -76,7 +76,7 @@ def test_items_go_in_micro_batches_bounded_with_their_padding() -> None:
     while step := scheduler.next():
         assert isinstance(step, Compress)
         taken.append([item.tokens for item in step.items])
-    assert taken == [[10, 20, 20], [30], [500], [1]]
+    assert taken == [[10, 20, 20], [30, 1], [500]]
 
 
 def test_an_item_of_another_call_shares_the_micro_batch_and_order_is_kept() -> None:
@@ -101,6 +101,35 @@ def test_order_of_the_kinds_when_nothing_is_overdue() -> None:
         Compress((Item(1, 0, 60),)),
         None,
     ]
+
+
+def test_items_of_about_one_length_go_together_and_none_is_left_behind() -> None:
+    scheduler = Scheduler(Limits(compress=1024))
+    lengths = [300, 5, 310, 40, 600, 6, 290, 64, 1000]
+    scheduler.add_items(Work.COMPRESS, [Item(1, i, tokens) for i, tokens in enumerate(lengths)])
+    made = []
+    while (step := scheduler.next()) is not None:
+        assert isinstance(step, Compress)
+        made.append([item.tokens for item in step.items])
+    assert made == [[300, 310, 290], [5, 40, 6], [600], [64], [1000]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_micro_batches_keep_to_their_budget_and_are_little_padded(seed: int) -> None:
+    rng = random.Random(seed)
+    scheduler = Scheduler(Limits(compress=2048))
+    scheduler.add_items(Work.COMPRESS, [Item(1, i, rng.randint(1, 512)) for i in range(1000)])
+    seen: list[int] = []
+    padded = 0
+    while (step := scheduler.next()) is not None:
+        assert isinstance(step, Compress)
+        lengths = [item.tokens for item in step.items]
+        assert len(lengths) == 1 or max(lengths) * len(lengths) <= 2048
+        assert max(lengths) < 2 * max(min(lengths), 63)
+        seen += [item.index for item in step.items]
+        padded += max(lengths) * len(lengths) - sum(lengths)
+    assert sorted(seen) == list(range(1000))
+    assert padded < 0.35 * 1000 * 256
 
 
 def test_compress_goes_on_between_decode_steps_and_never_twice_in_a_row() -> None:

@@ -16,7 +16,7 @@ from ._documents import AsyncDocuments, AsyncWriteResult
 from ._errors import AlreadyExists, InvalidArgument, MemorydError
 from ._recall import Recall
 from ._settings import LONG_TIMEOUT
-from ._types import Context, MemoryInfo, Message, Metadata, Mode, Source
+from ._types import Context, Document, MemoryInfo, Message, Metadata, Mode, Source
 from ._upload import UploadSource
 
 INLINE = 1 << 20  # the largest text that WriteDocument takes; larger ones are uploaded
@@ -53,10 +53,14 @@ class AsyncMemory:
         *,
         title: str = "",
         metadata: Metadata | None = None,
+        replaces: str | Document | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> AsyncWriteResult:
-        """Writes a text of any size. It is durable when this returns."""
+        """Writes a text of any size. It is durable when this returns.
+
+        `replaces`: the document whose new version it is; that one is deleted, and only changed chunks are compressed.
+        NotFound: it is not there any more."""
         try:
             data = text.encode() if isinstance(text, str) else text
         except UnicodeEncodeError as error:
@@ -64,13 +68,16 @@ class AsyncMemory:
         if len(data) > INLINE:
             long = LONG_TIMEOUT if timeout is None else timeout
             file = io.BytesIO(data)
-            return await self.upload(file, title=title, metadata=metadata, request_id=request_id, timeout=long)
+            return await self.upload(
+                file, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=long
+            )
         return await self._write(
             "WriteDocument",
             timeout,
             text=data,
             title=title,
             metadata=_convert.metadata_out(metadata),
+            replaces=self._replaced(replaces),
             request_id=request_id,
         )
 
@@ -80,16 +87,18 @@ class AsyncMemory:
         *,
         title: str = "",
         metadata: Metadata | None = None,
+        replaces: str | Document | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> AsyncWriteResult:
-        """Writes a conversation: Messages, or dicts as chat APIs use them."""
+        """Writes a conversation: Messages, or dicts as chat APIs use them. `replaces`: as for write()."""
         return await self._write(
             "WriteMessages",
             timeout,
             messages=[_convert.message_out(m) for m in messages],
             title=title,
             metadata=_convert.metadata_out(metadata),
+            replaces=self._replaced(replaces),
             request_id=request_id,
         )
 
@@ -99,11 +108,15 @@ class AsyncMemory:
         *,
         title: str | None = None,
         metadata: Metadata | None = None,
+        replaces: str | Document | None = None,
         request_id: str | None = None,
         timeout: float = LONG_TIMEOUT,
     ) -> AsyncWriteResult:
-        """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name."""
+        """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name.
+
+        `replaces`: as for write()."""
         fields = {"parent": self.name, "title": title, "metadata": _convert.metadata_out(metadata)}
+        fields["replaces"] = self._replaced(replaces)
         fields["request_id"] = request_id or _wire.new_id()
         await self._ready()
         file = UploadSource(source)
@@ -171,6 +184,9 @@ class AsyncMemory:
     async def _write(self, method: str, timeout: float | None, **fields: Any) -> AsyncWriteResult:
         await self._ready()
         return self._result(await self._caller.unary(f"DocumentService.{method}", timeout=timeout, parent=self.name, **fields))
+
+    def _replaced(self, document: str | Document | None) -> str | None:
+        return None if document is None else self.documents._name(document)
 
     def _result(self, message: Any) -> AsyncWriteResult:
         return AsyncWriteResult(

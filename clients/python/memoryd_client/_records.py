@@ -54,6 +54,8 @@ class CompressReceipt:
     """Compressed embeddings that stand for them."""
     compressor: str
     """Fingerprint of the compressor."""
+    reused: int
+    """How many of its chunks kept the compressed embeddings of the version that it replaced."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class Job:
     state: JobState
     """Where it stands."""
     stage: str
-    """What it is doing: chunk, index, compress, erase."""
+    """What it is doing: chunk, reuse, index, compress, erase."""
     done: int
     """Units of this stage that are done."""
     total: int

@@ -16,7 +16,7 @@ from ._memories import Memories
 from ._memory import AsyncMemory
 from ._settings import CALL_TIMEOUT, LONG_TIMEOUT, Retry, Settings, Tls
 from ._transport import Blocking, finish
-from ._types import Context, HealthStatus, MemoryInfo, Message, Metadata, Mode, Source
+from ._types import Context, Document, HealthStatus, MemoryInfo, Message, Metadata, Mode, Source
 
 
 class Memory:
@@ -47,11 +47,18 @@ class Memory:
         *,
         title: str = "",
         metadata: Metadata | None = None,
+        replaces: str | Document | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> WriteResult:
-        """Writes a text of any size. It is durable when this returns."""
-        return _result(finish(self._inner.write(text, title=title, metadata=metadata, request_id=request_id, timeout=timeout)))
+        """Writes a text of any size. It is durable when this returns.
+
+        `replaces`: the document whose new version it is; that one is deleted, and only changed chunks are compressed.
+        NotFound: it is not there any more."""
+        write = self._inner.write
+        return _result(
+            finish(write(text, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
+        )
 
     def write_messages(
         self,
@@ -59,12 +66,15 @@ class Memory:
         *,
         title: str = "",
         metadata: Metadata | None = None,
+        replaces: str | Document | None = None,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> WriteResult:
-        """Writes a conversation: Messages, or dicts as chat APIs use them."""
+        """Writes a conversation: Messages, or dicts as chat APIs use them. `replaces`: as for write()."""
         write = self._inner.write_messages
-        return _result(finish(write(messages, title=title, metadata=metadata, request_id=request_id, timeout=timeout)))
+        return _result(
+            finish(write(messages, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
+        )
 
     def upload(
         self,
@@ -72,12 +82,17 @@ class Memory:
         *,
         title: str | None = None,
         metadata: Metadata | None = None,
+        replaces: str | Document | None = None,
         request_id: str | None = None,
         timeout: float = LONG_TIMEOUT,
     ) -> WriteResult:
-        """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name."""
+        """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name.
+
+        `replaces`: as for write()."""
         upload = self._inner.upload
-        return _result(finish(upload(source, title=title, metadata=metadata, request_id=request_id, timeout=timeout)))
+        return _result(
+            finish(upload(source, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
+        )
 
     def search(self, query: str, *, top_k: int | None = None, timeout: float | None = None) -> list[Source]:
         """Finds passages, best first."""
