@@ -58,6 +58,7 @@ T = TypeVar("T")
 
 _FLUSH_SECONDS = 20.0
 _RETRY_SECONDS = 0.5
+_PROGRESS_SECONDS = 10.0
 _ABANDONED_SECONDS = 3600.0
 _THREADS = 64  # calls of stores at a time: those that wait for an index that is down must not hold up writes
 _START_TRIES = 3  # of a child, before the daemon gives up
@@ -238,11 +239,21 @@ class Daemon:
             await asyncio.to_thread(parts.usage.flush)
 
     async def _recompress(self, parts: Parts) -> None:
-        """What another compressor made, before the configuration was changed."""
+        """What another compressor made, before the configuration was changed; says now and then how far that is."""
         fingerprint = parts.models.info.compressor.fingerprint
         if count := await self._patiently(lambda: asyncio.to_thread(request_recompression, parts.ledger, fingerprint)):
             self._log.info("the compressor has changed: documents are compressed anew", documents=count)
             parts.jobs.wake()
+        began, first, said = time.monotonic(), 0, 0  # of this daemon's life: an earlier one may have done some
+        while left := await self._patiently(lambda: asyncio.to_thread(parts.ledger.count_recompressing, fingerprint)):
+            first = first or left
+            if left not in (first, said):
+                minutes = (time.monotonic() - began) / (first - left) * left / 60
+                self._log.info("compressing anew", documents_left=left, minutes_left=round(minutes, 1))
+                said = left
+            await asyncio.sleep(_PROGRESS_SECONDS)
+        if first:
+            self._log.info("all documents are compressed anew", documents=first)
 
     async def _reclaim(self, parts: Parts) -> None:
         """What an earlier daemon's writes left that were cut off before their rows: text that nobody could forget."""

@@ -21,6 +21,7 @@ from memoryd.engine.adapters import NONE, READER, Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.kv import Kv
 from memoryd.engine.prompt import PromptReader
+from memoryd.engine.reader import Refusal
 from memoryd.engine.request import GenerateEvent, Generation
 from memoryd.engine.scheduler import Decode, Embed, Item, Limits, Prefill, Scheduler, Step, Work
 from memoryd.engine.sequence import GeneratingSequence
@@ -75,7 +76,10 @@ class Runner:
         encoder: RetrievalEncoder,
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
+        refusal: Refusal | None = None,
     ) -> None:
+        """`refusal` is the reader's."""
+        self._refusal = refusal
         self._base, self._adapters, self._compressor, self._encoder = base, adapters, compressor, encoder
         self._scheduler = Scheduler(limits)
         self._clock = clock
@@ -98,7 +102,8 @@ class Runner:
         adapter = READER if request.use_reader else NONE
         self._adapters.check(adapter)
         prompt = self._prompts.length(request)
-        self._sequences[call] = GeneratingSequence(request, adapter, self._base, self._clock)
+        refusal = self._refusal if adapter == READER else None
+        self._sequences[call] = GeneratingSequence(request, adapter, self._base, self._clock, refusal)
         self._scheduler.add_sequence(call, prompt, request.max_tokens, adapter)
 
     def embed(self, call: int, texts: Sequence[str], urgent: bool) -> None:

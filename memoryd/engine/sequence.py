@@ -8,6 +8,7 @@ from torch import Tensor
 
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.kv import Kv
+from memoryd.engine.reader import Refusal
 from memoryd.engine.request import GenerateEvent, Generation
 from memoryd.engine.sampling import Sampler
 from memoryd.engine.text import Detokenizer, StopFilter
@@ -16,7 +17,9 @@ from memoryd.engine.text import Detokenizer, StopFilter
 class GeneratingSequence:
     """Made when the request arrives. `prompt_TD` and `kv` are its own while it is prefilled; then its group has them."""
 
-    def __init__(self, request: Generation, adapter: str, base: BaseModel, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, request: Generation, adapter: str, base: BaseModel, clock: Callable[[], float], refusal: Refusal | None = None
+    ) -> None:
         decode: Callable[..., str] = base.tokenizer.decode  # type: ignore[assignment] # str for one list of ids
         self.request = request
         self.adapter = adapter
@@ -24,6 +27,7 @@ class GeneratingSequence:
         self.kv = Kv()
         self.token = -1
         self._made = 0
+        self._refusal = refusal
         self._eos_ids = base.eos_ids
         self._sampler = Sampler(request.temperature, request.seed)
         self._detokenizer = Detokenizer(lambda ids: decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -38,6 +42,8 @@ class GeneratingSequence:
 
     def advance(self, logits_V: Tensor) -> GenerateEvent:
         """Take one more token; says what text became certain and whether the sequence ends."""
+        if self._refusal and not self._made:
+            logits_V[self._refusal.token] += self._refusal.bias
         self.token = self._sampler.choose(logits_V)
         self._made += 1
         ended = self.token in self._eos_ids

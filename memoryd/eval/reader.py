@@ -2,7 +2,9 @@
 
     python -m memoryd.eval.reader --data DIR
 
-Same chunker, same prompt and same number of passages as the daemon. Baselines: the same prompts without the reader, the
+Same chunker, same prompt and same number of passages as the daemon. The bias towards refusing with which an article's questions
+are answered is chosen on the other articles (`refusal.py`); the row of its name has the one that is best on all of them, which
+ships, and the least and the largest that were used. Baselines: the same prompts without the reader, the
 article's first tokens in place of retrieval, and no memory at all.
 """
 
@@ -12,6 +14,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,14 @@ from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.datasets import Item, squad_items
 from memoryd.eval.figures import Row, render_all, write
-from memoryd.eval.generate import answers
+from memoryd.eval.generate import FirstToken, answers
 from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, wilson
+from memoryd.eval.refusal import Answered, best_bias, biases_of_others
 from memoryd.recall.citation import split_citation
 from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, TextBlock, assemble
 
 F1_AIM, REFUSAL_AIM = 0.60, 0.80
+BIAS = "reader, bias towards refusing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +97,23 @@ def measure(options: Options) -> tuple[list[Row], list[dict[str, Any]]]:
         question = tokenizer.encode(f"Answer briefly: {item.question}")
         return [token for part in parts for token in (part.ids or question)]
 
-    def ask(model: Any, asked: Sequence[Item], prompt: Callable[[Item], list[int]]) -> list[str]:
-        said = answers(base, model, tokenizer, [prompt(i) for i in asked], 44, options.batch)
+    def ask(
+        model: Any, asked: Sequence[Item], prompt: Callable[[Item], list[int]], first: FirstToken | None = None
+    ) -> list[str]:
+        said = answers(base, model, tokenizer, [prompt(i) for i in asked], 44, options.batch, first)
         return [split_citation(answer, len(i.blocks))[1] for i, answer in zip(asked, said, strict=True)]
+
+    def ask_reader(asked: Sequence[Item]) -> list[Answered]:
+        first = FirstToken(tokenizer.encode(REFUSAL)[0])
+        said = ask(model, asked, prompted, first)
+        return [Answered(i.text, said[n], first.leads[n], i.golds) for n, i in enumerate(asked)]
 
     reader = options.reader or reader_path(base.fingerprint)
     model: Any = PeftModel.from_pretrained(base.model, reader).merge_and_unload() if reader else base.model
-    said = ask(model, answerable, prompted)
-    said_removed, said_foreign = ask(model, removed, prompted), ask(model, foreign, prompted)
+    unbiased = [ask_reader(asked) for asked in (answerable, removed, foreign)]
+    judged = [a for i, a in zip(answerable, unbiased[0], strict=True) if i.retrieved] + unbiased[1] + unbiased[2]
+    biases = biases_of_others(judged)
+    said, said_removed, said_foreign = ([a.with_bias(biases.get(a.article, 0.0)) for a in asked] for asked in unbiased)
     of_beginning = ask(model, compared, beginning)
     bare = load_base_model(path).model  # the reader was merged into the first one
     of_bare, of_nothing = ask(bare, compared, prompted), ask(bare, compared, nothing)
@@ -114,6 +128,7 @@ def measure(options: Options) -> tuple[list[Row], list[dict[str, Any]]]:
         _share("reader refuses, gold passages removed", _refused(said_removed), len(removed)),
         _share("reader refuses, question of another article", _refused(said_foreign), len(foreign)),
         _share("reader refuses although the passage is there", _refused(of_found), len(found)),
+        Row(BIAS, best_bias(judged), "logits", min(biases.values()), max(biases.values()), n=len(judged)),
         _share("passage retrieved", len(found), len(answerable)),
         *_f1_rows("reader, on the baselines' questions", compared, of_found[: len(compared)], baseline=bare_f1),
         *_f1_rows("baseline, no memory", compared, of_nothing),
@@ -121,8 +136,8 @@ def measure(options: Options) -> tuple[list[Row], list[dict[str, Any]]]:
         *_f1_rows("baseline, reader on the first tokens", compared, of_beginning),
     ]
     record = [
-        {"question": i.question, "golds": i.golds, "retrieved": i.retrieved, "answer": a}
-        for i, a in zip([*answerable, *removed, *foreign], [*said, *of_both], strict=True)
+        {"question": i.question, "golds": i.golds, "retrieved": i.retrieved, "answer": a, "unbiased": u.answer, "lead": u.lead}
+        for i, a, u in zip([*answerable, *removed, *foreign], [*said, *of_both], chain(*unbiased), strict=True)
     ]
     sizes = f"--limit {options.limit} --refusals {options.refusals} --baselines {options.baselines} --top-k {options.top_k}"
     command = f"python -m memoryd.eval.reader --data DIR {sizes}"

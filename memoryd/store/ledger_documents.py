@@ -144,16 +144,18 @@ class DocumentRows(LedgerPart):
         )
 
     def stale_documents(self, compressor: str, limit: int) -> Sequence[Document]:
-        of_another = exists().where(
-            chunks.c.tenant == documents.c.tenant, chunks.c.document == documents.c.id, chunks.c.compressor != compressor
-        )
         query = (
             select(documents)
-            .where(documents.c.stage >= Stage.COMPRESSED, documents.c.tombstone == "", of_another)
+            .where(documents.c.stage >= Stage.COMPRESSED, documents.c.tombstone == "", _of_another(compressor))
             .order_by(documents.c.tenant, documents.c.id)
             .limit(limit)
         )
         return [document_of(row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
+
+    def count_recompressing(self, compressor: str) -> int:
+        waiting = (documents.c.stage == Stage.SEARCHABLE) & (documents.c.tombstone == "") & _of_another(compressor)
+        query = select(func.count()).select_from(documents).where(waiting)
+        return int(self._db.read(lambda conn: conn.execute(query).scalar_one()))
 
     def recompress(self, tenant: str, document: str) -> None:
         this = live(tenant) & (documents.c.id == document) & (documents.c.stage >= Stage.COMPRESSED)
@@ -178,6 +180,15 @@ _documents = documents  # for methods whose argument takes the name
 
 def _select(conn: Connection, tenant: str, which: ColumnElement[bool]) -> list[Document]:
     return [document_of(row) for row in conn.execute(select(documents).where(live(tenant), which)).mappings()]
+
+
+def _of_another(compressor: str) -> ColumnElement[bool]:
+    """The document has a chunk that was compressed, and by another compressor."""
+    return exists().where(
+        chunks.c.tenant == documents.c.tenant,
+        chunks.c.document == documents.c.id,
+        chunks.c.compressor.not_in((compressor, "")),
+    )
 
 
 def _read_document(conn: Connection, tenant: str, memory: str, document: str) -> Document:

@@ -59,7 +59,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     from memoryd.compress.load import load_compressor
     from memoryd.engine.adapters import Adapters
     from memoryd.engine.base_model import ensure_base_model, load_base_model
-    from memoryd.engine.reader import reader_fingerprint, reader_for
+    from memoryd.engine.reader import reader_fingerprint, reader_for, refusal_of
     from memoryd.engine.retrieval_encoder import load_retrieval_encoder
     from memoryd.engine.runner import Runner
     from memoryd.engine.scheduler import Limits
@@ -79,7 +79,8 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     adapters = Adapters(base, reader)
     compressor = load_compressor(arguments.compressor, base, adapters, arguments.ratio)
     encoder = load_retrieval_encoder(arguments.data_dir, device)
-    return Runner(base, adapters, compressor, encoder, limits), pb.DescribeResponse(
+    refusal = refusal_of(reader) if reader else None
+    return Runner(base, adapters, compressor, encoder, limits, refusal=refusal), pb.DescribeResponse(
         device=device,
         dtype=dtype,
         model_path=str(path),

@@ -278,6 +278,8 @@ class TestDocuments:
         job = ledger.get_job("acme", after.job)
         assert (job.kind, job.state, job.payload) == (JobKind.COMPRESS, JobState.PENDING, {"memory": "m", "document": old})
         assert ledger.stale_documents("c2", 10) == []
+        assert ledger.count_recompressing("c2") == 2, "this one, and the one that was on its way already"
+        assert ledger.count_recompressing("c1") == 0
         ledger.recompress("acme", old)  # it is on its way
         assert ledger.get_document("acme", "m", old) == after
         ledger.recompress("acme", "nowhere")

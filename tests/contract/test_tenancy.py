@@ -55,7 +55,8 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
     "usage": lambda ledger, d, j: ledger.usage("other").documents,
 }
 
-UNSCOPED = {"create_tenant", "ensure_tenant", "get_tenant", "list_tenants", "find_key", "claim_job", "stale_documents"}
+UNSCOPED = {"create_tenant", "ensure_tenant", "get_tenant", "list_tenants", "find_key", "claim_job"}
+UNSCOPED |= {"stale_documents", "count_recompressing"}  # the daemon's own: no caller reaches them
 OWN = {"create_key", "create_memory", "add_job", "add_usage", "close"}  # only ever add to the tenant that is named
 
 

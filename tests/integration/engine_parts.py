@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel, load_base_model
+from memoryd.engine.reader import Refusal
 from memoryd.engine.request import GenerateEvent
 from memoryd.engine.runner import Runner, Value
 from memoryd.engine.scheduler import Limits
@@ -39,9 +40,12 @@ def make_base(kind: str, path: Path, seed: int = 0) -> BaseModel:
     return base
 
 
-def make_runner(base: BaseModel, reader: Path | None = None, limits: Limits | None = None) -> Runner:
+def make_runner(
+    base: BaseModel, reader: Path | None = None, limits: Limits | None = None, refusal: Refusal | None = None
+) -> Runner:
     adapters = Adapters(base, reader)
-    return Runner(base, adapters, PooledCompressor.untrained(base, adapters, 4), Encoder(), limits or Limits(prefill=16))
+    compressor = PooledCompressor.untrained(base, adapters, 4)
+    return Runner(base, adapters, compressor, Encoder(), limits or Limits(prefill=16), refusal=refusal)
 
 
 def untrained(base: BaseModel, ratio: int = 4) -> PooledCompressor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel
+from memoryd.engine.reader import Refusal
 from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, TokenIds
 from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Decode, Limits
@@ -135,6 +136,24 @@ def test_the_reader_is_applied_where_asked_and_nowhere_else(tmp_path: Path) -> N
         made = values[3][0]
         assert isinstance(made, CompressedEmbeddings)
         assert np.array_equal(made.to_float32(), soft.to(torch.bfloat16).float().numpy())
+
+
+@PEFT_WARNS
+def test_a_readers_bias_towards_refusing_is_for_the_first_token_of_its_answers_only(tmp_path: Path) -> None:
+    reader = make_reader("llama", 0, tmp_path / "r", tmp_path / "reader")
+    token = 77
+
+    def said(bias: float, use_reader: bool) -> str:
+        runner = make_runner(make_base("llama", tmp_path / "base"), reader, refusal=Refusal(token, bias))
+        runner.generate(1, greedy(PROMPTS[1], use_reader=use_reader))
+        return text(run(runner)[1])
+
+    begun = make_base("llama", tmp_path / "base").tokenizer.decode([token])
+    assert isinstance(begun, str)
+    assert said(1e4, use_reader=True).startswith(begun)
+    assert not said(1e4, use_reader=True).startswith(begun * 2), "what follows is the reader's own"
+    assert said(1e4, use_reader=False) == said(0.0, use_reader=False)
+    assert said(1e-4, use_reader=True) == said(0.0, use_reader=True)
 
 
 @PEFT_WARNS

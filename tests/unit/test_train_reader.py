@@ -44,7 +44,7 @@ def test_it_learns_and_goes_on_where_it_stood(model: Path, folder: Path, tmp_pat
     assert sum(losses(tmp_path / "whole")[-4:]) < 0.97 * sum(losses(tmp_path / "whole")[:4])
     assert (tmp_path / "whole" / "loss.png").stat().st_size > 1000
 
-    export(tmp_path / "whole" / "checkpoint", tmp_path / "reader", "tiny", "a test")
+    export(tmp_path / "whole" / "checkpoint", tmp_path / "reader", "tiny", "a test", refusal_token=7)
     about = json.loads((tmp_path / "reader" / "memoryd.json").read_text())
     base = load_base_model(model)
     assert about["base_fingerprint"] == base.fingerprint
