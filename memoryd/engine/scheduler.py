@@ -45,6 +45,8 @@ class Limits:
     """What their keys and values may take: rows times the longest prompt plus answer. One sequence alone always fits."""
     prefill: int = 256
     """Tokens of one prefill piece."""
+    prefill_alone: int = 0
+    """The same while nothing decodes that would have to wait; larger pieces take less time a token. 0: as `prefill`."""
     embed: int = 1024
     """Tokens of one embedding micro-batch, padding counted."""
     compress: int = 512
@@ -180,7 +182,8 @@ class Scheduler:
     def _prefill(self) -> Prefill:
         sequence = self._waiting[0]
         start = sequence.done
-        sequence.done = min(start + self.limits.prefill, sequence.prompt)
+        piece = self.limits.prefill if self._decoding else self.limits.prefill_alone or self.limits.prefill
+        sequence.done = min(start + piece, sequence.prompt)
         last = sequence.done == sequence.prompt
         if last:
             self._decoding.setdefault(sequence.adapter, []).append(self._waiting.popleft())

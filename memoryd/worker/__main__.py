@@ -69,7 +69,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     device = arguments.device if arguments.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     on_gpu = device.startswith("cuda")
     dtype = arguments.dtype if arguments.dtype != "auto" else "bfloat16" if on_gpu else "float32"
-    limits = Limits(rows=64, prefill=2048, embed=16384, compress=16384) if on_gpu else Limits()
+    limits = Limits(rows=64, prefill=2048, embed=16384, compress=16384) if on_gpu else Limits(prefill_alone=512)
     if arguments.compress_tokens:
         limits = replace(limits, compress=arguments.compress_tokens)
 

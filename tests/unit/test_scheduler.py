@@ -36,6 +36,15 @@ def test_a_prompt_is_prefilled_in_pieces_then_decoded() -> None:
     assert scheduler.idle
 
 
+def test_pieces_are_larger_while_nothing_decodes() -> None:
+    scheduler = Scheduler(Limits(prefill=100, prefill_alone=200))
+    scheduler.add_sequence(1, 250, 10)
+    scheduler.add_sequence(2, 250, 10)
+    assert [scheduler.next() for _ in range(2)] == [Prefill(1, 0, 200, False), Prefill(1, 200, 250, True)]
+    pieces = [step for _ in range(6) if isinstance(step := scheduler.next(), Prefill)]
+    assert pieces == [Prefill(2, 0, 100, False), Prefill(2, 100, 200, False), Prefill(2, 200, 250, True)]
+
+
 def test_sequences_of_one_adapter_decode_together_and_adapters_take_turns() -> None:
     scheduler = Scheduler(Limits(rows=4, positions=1000, prefill=100))
     for call, adapter in ((1, ""), (2, "reader"), (3, "")):
