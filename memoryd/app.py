@@ -253,7 +253,7 @@ class Daemon:
                 said = left
             await asyncio.sleep(_PROGRESS_SECONDS)
         if first:
-            self._log.info("all documents are compressed anew", documents=first)
+            self._log.info("documents are compressed anew", documents=first)
 
     async def _reclaim(self, parts: Parts) -> None:
         """What an earlier daemon's writes left that were cut off before their rows: text that nobody could forget."""

@@ -4,7 +4,8 @@ The delete itself has made it unreachable; here its bytes go: vectors, cached an
 order, so that a crash in between leaves the rows that tell what is still to be purged.
 
 Where a new version replaced the document, that version's COMPRESS job first copies what it can reuse (compress/reuse.py). ERASE
-waits for that, which takes seconds and no worker; once that job has failed, was cancelled or has ended, it waits no more.
+waits for that, which needs no worker; once that job has failed, was cancelled or has ended, and after ten minutes in any
+case, it waits no more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from memoryd.errors import NotFound
 from memoryd.jobs import JobRunner, NotYet, Progress
 from memoryd.recall.embeddings import EmbeddingStore, cache_prefix
 from memoryd.store.base import Blobs, Cache, Index, Ledger
+
+_PATIENCE_SECONDS = 600.0
 
 
 def reclaim(ledger: Ledger, blobs: Blobs, tenant: str, older_than_seconds: float) -> int:
@@ -63,8 +66,9 @@ class EraseJob:
         return {"documents": documents, "blobs": blobs, "vectors": vectors, "cache_keys": cached}
 
     def _awaited(self, job: Job) -> bool:
-        """Whether the new version's job may still read what is to be erased."""
-        if "after" not in job.payload:
+        """Whether the new version's job may still read what is to be erased. Not for ever: to reuse is thrift, to erase a
+        promise, and where versions follow each other faster than jobs run there is always one more to wait for."""
+        if "after" not in job.payload or (now() - job.create_time).total_seconds() > _PATIENCE_SECONDS:
             return False
         try:
             return self._ledger.get_job(job.tenant, job.payload["after"]).reuses

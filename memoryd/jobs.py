@@ -222,6 +222,7 @@ class JobRunner:
         except Stopped:
             pass  # the ledger knows: whoever stopped it wrote that down first
         except Exception as error:
+            await self._beat(progress)  # the next attempt begins at the stage that this one reached
             await self._failed(job, error)
         else:
             await self._beat(progress)  # where it ended: a short job has had no heartbeat to say so

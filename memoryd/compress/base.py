@@ -41,6 +41,16 @@ class Compressor(Protocol):
         """
 
 
+class Trainable(Compressor, Protocol):
+    """A compressor that can be trained, and measured at each ratio that it has: all kinds are."""
+
+    def slots(self, tokens: int, ratio: int) -> int:
+        """How many compressed embeddings a chunk of so many tokens becomes. InvalidArgument for a ratio that it has not."""
+
+    def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[Tensor]:
+        """As `compress`, at any ratio that it has, with gradients."""
+
+
 def check_chunks(chunks: Sequence[Sequence[int]], max_positions: int, vocabulary: int) -> None:
     """Raises InvalidArgument, naming the chunk, where one is empty, too long for the base model, or has an id of no token."""
     for index, chunk in enumerate(chunks):

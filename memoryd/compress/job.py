@@ -26,7 +26,7 @@ from memoryd.store.base import Blobs, Ledger
 from memoryd.store.texts import Texts
 
 _CHUNKS = 64  # chunks cut between two looks at the job
-_COMPRESS = 4  # chunks compressed between two looks
+_COMPRESS = 4  # chunks compressed between two looks, or as many as the worker compresses at a time
 
 
 class CompressJob:
@@ -112,10 +112,11 @@ class CompressJob:
     async def _compress(self, document: Document, progress: Progress) -> None:
         """Makes what is missing or was made by another compressor."""
         fingerprint = self._models.info.compressor.fingerprint
+        size = max(_COMPRESS, self._models.info.compress_tokens // self._models.info.compressor.chunk_tokens)
         after = -1
         if progress.job.stage != "compress":
             progress.show("compress", 0, document.chunk_count)
-        while page := await asyncio.to_thread(self._ledger.chunks, document.tenant, document.id, after, _COMPRESS):
+        while page := await asyncio.to_thread(self._ledger.chunks, document.tenant, document.id, after, size):
             missing = [c for c in page if c.compressor != fingerprint]
             after = page[-1].ordinal
             if missing:  # what an earlier slice made is passed over without a word: progress does not go backwards

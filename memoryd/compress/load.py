@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from memoryd.compress import autocompressor, icae, slots
-from memoryd.compress.base import Compressor
+from memoryd.compress.base import Trainable
 from memoryd.compress.card import read_card
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel
 
 
-def load_compressor(directory: Path | None, base: BaseModel, adapters: Adapters, ratio: int) -> Compressor:
+def is_own(directory: Path) -> bool:
+    """Whether the directory has memoryd's card, and is not in a published layout."""
+    return not icae.is_published(directory) and not autocompressor.is_published(directory)
+
+
+def load_compressor(directory: Path | None, base: BaseModel, adapters: Adapters, ratio: int) -> Trainable:
     """The compressor in `directory`; that of the first weights where there is none. Only pooled ones have a `ratio` to choose.
 
     Raises FingerprintMismatch where it was made for another base model, naming both; DataLoss where it cannot be read.

@@ -11,18 +11,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any
 
 from memoryd.compress import codec
+from memoryd.compress.base import Trainable
 from memoryd.compress.card import OVER_FIRST, OVER_WRONG, RATIOS, Gate, read_card, write_card
-from memoryd.compress.load import load_compressor
+from memoryd.compress.load import is_own, load_compressor
 from memoryd.engine.adapters import READER, Adapters
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
-from memoryd.engine.reader import reader_for
+from memoryd.engine.reader import Refusal, reader_for, refusal_of
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.runner import to_bytes
 from memoryd.engine.tokenizer import TextTokenizer
@@ -36,28 +38,10 @@ from memoryd.learn.soft_packing import SoftPack, predict
 from memoryd.recall.citation import split_citation
 from memoryd.recall.prompt import SoftSlot, assemble
 
-if TYPE_CHECKING:
-    import torch
-
 _MAX_TOKENS = 44
 _FOLLOW = 128  # tokens of the following text whose perplexity is measured
 _KEEP = {8: 0.70, 16: 0.55}  # of the raw text's F1 on squad: what is aimed at
 _KEEP_INT8 = 0.98  # of the F1 that the same embeddings give as bfloat16
-
-
-class Measurable(Protocol):
-    """What is asked of a compressor here; each kind has it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def ratio(self) -> int: ...
-    @property
-    def chunk_tokens(self) -> int: ...
-    def slots(self, tokens: int, ratio: int) -> int: ...
-    def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[torch.Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +50,9 @@ class Bench:
 
     base: Any
     adapters: Adapters
-    compressor: Measurable
+    compressor: Trainable
     tokenizer: TextTokenizer
+    refusal: Refusal | None
     made: dict[tuple[str, int], codec.CompressedEmbeddings] = field(default_factory=dict)
 
     def compressed(self, chunk: str, ratio: int, storage: codec.Storage) -> Any:
@@ -92,10 +77,13 @@ class Bench:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 measured, whatever the figures say."""
+    """Exit codes: 0 measured, whatever the figures say; 2 where the verdict has no place."""
     import torch
 
     options = _parse(argv)
+    if options.gate and options.compressor and not is_own(options.compressor):
+        print("--gate: a compressor in a published layout has no card to write a verdict into", file=sys.stderr)
+        return 2
     torch.set_num_threads(options.threads)
     bench = _load(options)
     tokenizer = bench.tokenizer
@@ -138,9 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _load(options: argparse.Namespace) -> Bench:
     path = ensure_base_model(options.base, options.data_dir)
     base = load_base_model(path)
-    adapters = Adapters(base, reader_for(options.compressor, base.fingerprint))
+    reader = reader_for(options.compressor, base.fingerprint)
+    adapters = Adapters(base, reader)
     compressor = load_compressor(options.compressor, base, adapters, options.ratios[0])
-    return Bench(base, adapters, cast(Measurable, compressor), TextTokenizer(path))
+    return Bench(base, adapters, compressor, TextTokenizer(path), refusal_of(reader) if reader else None)
 
 
 def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: int) -> list[str]:
@@ -163,7 +152,9 @@ def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: 
         blocks.append(len(prompt.numbered))
     reads = READER if bench.adapters.has(READER) else ""
     with bench.adapters.using(reads):
-        said = answers_of(bench.base, bench.base.model, bench.tokenizer, prompts, _MAX_TOKENS, batch, label=f"{arm} {ratio}x")
+        said = answers_of(
+            bench.base, bench.base.model, bench.tokenizer, prompts, _MAX_TOKENS, batch, f"{arm} {ratio}x", refusal=bench.refusal
+        )
     return [split_citation(answer, count)[1] for answer, count in zip(said, blocks, strict=True)]
 
 

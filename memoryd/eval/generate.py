@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from memoryd.engine.reader import Refusal
 from memoryd.engine.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -57,9 +58,15 @@ def answers_of(
     batch: int,
     label: str = "",
     first: FirstToken | None = None,
+    refusal: Refusal | None = None,
 ) -> list[str]:
-    """As `answers`, of prompts that are embedded already, each [T, d_model]."""
+    """As `answers`, of prompts that are embedded already, each [T, d_model]; with the reader's bias towards refusing."""
     import torch
+
+    def biased(made_BT: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+        if refusal and made_BT.shape[1] == 0:  # of prompts as embeddings only what is new is shown
+            logits_BV[:, refusal.token] += refusal.bias
+        return logits_BV
 
     out = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -80,6 +87,7 @@ def answers_of(
                 do_sample=False,
                 eos_token_id=list(base.eos_ids),
                 pad_token_id=base.eos_ids[0],
+                logits_processor=[biased],
                 output_logits=first is not None,
                 return_dict_in_generate=True,
             )

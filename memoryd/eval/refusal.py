@@ -1,8 +1,7 @@
 """How easily the reader is to refuse: a bias on the refusal's first token, chosen on other articles than it is judged on.
 
-A reader that was taught both to answer and to refuse has a threshold of its own, and which one serves best depends on how
-often memories are asked what they do not hold. Here both count alike: F1 where the passage is there, the share of refusals
-where it is not.
+A reader that was taught both to answer and to refuse has a threshold of its own. Moving it trades wrong answers for needless
+refusals; the least bias is taken at which enough of the questions are refused that the memory cannot answer.
 """
 
 from __future__ import annotations
@@ -12,6 +11,9 @@ from dataclasses import dataclass
 
 from memoryd.eval.metrics import f1, is_refusal, mean
 from memoryd.recall.prompt import REFUSAL
+
+ENOUGH = 0.82
+"""Of questions without an answer; a little over the aim of 0.80, which is to be met on other articles as well."""
 
 _BIASES = tuple(step / 4 for step in range(33))
 
@@ -36,12 +38,10 @@ class Answered:
 
 
 def best_bias(answered: Sequence[Answered]) -> float:
-    """The least of those that score best; 0 where one of the two kinds of questions is missing."""
-    answerable = [a for a in answered if a.golds]
+    """The least with which enough is refused; 0 where nothing is to be refused."""
     absent = [a for a in answered if not a.golds]
-    if not answerable or not absent:
-        return 0.0
-    return max(_BIASES, key=lambda bias: mean([a.score(bias) for a in answerable]) + mean([a.score(bias) for a in absent]))
+    enough = (bias for bias in _BIASES if mean([a.score(bias) for a in absent]) >= ENOUGH)
+    return next(enough, _BIASES[-1]) if absent else 0.0
 
 
 def biases_of_others(answered: Sequence[Answered]) -> dict[str, float]:

@@ -5,7 +5,7 @@ The head is what a kind has of its own: the projector of the pooled compressor, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -19,19 +19,10 @@ from memoryd.learn.compressor_recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
+    from memoryd.compress.base import Trainable
+
 KINDS = ("pooled", "autocompressor", "icae")
 TEACHER = "teacher"
-
-
-class Trainable(Protocol):
-    """A compressor whose compressed embeddings carry gradients."""
-
-    @property
-    def ratio(self) -> int: ...
-    @property
-    def chunk_tokens(self) -> int: ...
-    def slots(self, tokens: int, ratio: int) -> int: ...
-    def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[torch.Tensor]: ...
 
 
 class Save(Protocol):
@@ -92,7 +83,7 @@ def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None) -> P
     return Parts(base, adapters, head, compressor, TextTokenizer(path), groups, ratios, save)
 
 
-_Made = tuple["torch.nn.Module", Trainable, tuple[int, ...], Save]
+_Made = tuple["torch.nn.Module", "Trainable", tuple[int, ...], Save]
 
 
 def _pooled(base: BaseModel, adapters: Adapters, kind: str) -> _Made:

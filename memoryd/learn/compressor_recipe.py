@@ -20,7 +20,7 @@ class Stage:
     name: str
     steps: int
     texts: int = 0
-    """Text samples in a step, of up to 512 source tokens each."""
+    """Text samples in a step, of up to 512 source tokens each where the kind's chunks have no more."""
     repeat: float = 0.25
     """The share of them that is to be repeated; the others are continued."""
     follow: int = 192
@@ -54,7 +54,8 @@ class Recipe:
     encoder_rank: int = 32
     reader_rank: int = 16
     micro: int = 4
-    """Samples that go through the models at a time; more take more memory and give the same result."""
+    """Samples that go through the models at a time, fewer where chunks have more than 512 tokens; more take more memory and
+    give the same result."""
     clip: float = 1.0
 
     @property

@@ -2,7 +2,8 @@
 
     python -m memoryd.learn.export_reader --checkpoint DIR --name smollm2-135m-instruct
 
-The card's figures, and the bias towards refusing, come from docs/figures/reader.json: measure, then export again.
+The card's figures come from docs/figures/reader.json: measure, then export again, with the bias towards refusing that was
+found (the row of that name).
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from memoryd.engine.base_model import ensure_base_model
-from memoryd.engine.reader import READERS
+from memoryd.engine.reader import READERS, Refusal
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.figures import DOCS, read, table
-from memoryd.eval.reader import BIAS
 from memoryd.recall.prompt import REFUSAL
 
 _CARD = """---
@@ -61,16 +62,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", required=True, help="the base model's name")
     parser.add_argument("--hardware", default="one thread of a shared CPU (AVX2)")
     parser.add_argument("--notes", default="as the recipe says", help="what was changed while it ran")
+    parser.add_argument("--refusal-bias", type=float, default=0.0, help="logits that the first token of a refusal gets [0]")
     parser.add_argument("--data-dir", type=Path, default=Path("~/.memoryd").expanduser(), help="converted base models")
     parser.add_argument("--out", type=Path, default=READERS)
     options = parser.parse_args(argv)
     token = TextTokenizer(ensure_base_model(options.name, options.data_dir)).encode(REFUSAL)[0]
-    export(options.checkpoint, options.out / options.name, options.name, options.hardware, token, options.notes)
+    refusal = Refusal(token, options.refusal_bias) if options.refusal_bias else None
+    export(options.checkpoint, options.out / options.name, options.name, options.hardware, refusal, options.notes)
 
 
-def export(checkpoint: Path, target: Path, name: str, hardware: str, refusal_token: int, notes: str = "") -> None:
-    """Write ``target`` from ``checkpoint``; the same checkpoint gives the same bytes. ``refusal_token`` is the first of a
-    refusal."""
+def export(checkpoint: Path, target: Path, name: str, hardware: str, refusal: Refusal | None = None, notes: str = "") -> None:
+    """Write ``target`` from ``checkpoint``; the same checkpoint gives the same bytes."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -83,16 +85,10 @@ def export(checkpoint: Path, target: Path, name: str, hardware: str, refusal_tok
     config |= {"base_model_name_or_path": name, "inference_mode": True, "target_modules": sorted(config["target_modules"])}
     (target / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     about = {"base_model": name, "base_fingerprint": state["base_fingerprint"], **state["recipe"], **state["progress"]}
-    if bias := _bias():
-        about["refusal"] = {"token": refusal_token, "bias": bias}
+    if refusal:
+        about["refusal"] = asdict(refusal)
     (target / "memoryd.json").write_text(json.dumps(about, indent=1) + "\n")
     (target / "README.md").write_text(_card(name, state, hardware, notes))
-
-
-def _bias() -> float:
-    """The best on all measured articles; 0 where nothing was measured."""
-    measured = read("reader") if (DOCS / "figures" / "reader.json").is_file() else []
-    return next((row.value for row in measured if row.name == BIAS), 0.0)
 
 
 def _card(name: str, state: dict[str, Any], hardware: str, notes: str) -> str:

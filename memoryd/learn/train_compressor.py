@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memoryd.compress.chunker import Limits
 from memoryd.engine.adapters import ENCODER, READER
 from memoryd.engine.base_model import load_base_model
 from memoryd.engine.reader import reader_path
@@ -111,11 +112,12 @@ def _step(
         group["lr"] = rate * stage.schedule(number)
         for parameter in group["params"]:
             parameter.requires_grad_(rate > 0)
+    micro = max(1, recipe.micro * Limits().chunk_tokens // parts.compressor.chunk_tokens)
     made = texts.packs(progress.step, stage.texts, stage.repeat, stage.follow)
     batches: list[tuple[str, list[SoftPack], list[SoftPack]]] = []
     for name in ("repeat", "continue"):
         some = [pack for pack in made if bool(pack.questions[0][0]) == (name == "repeat")]
-        batches += [(name, part, []) for part in _parted(some, recipe.micro)]
+        batches += [(name, part, []) for part in _parted(some, micro)]
     if questions is not None and stage.packs:
         asked = list(islice(packs, stage.packs))
         progress.packs += len(asked)
@@ -123,8 +125,8 @@ def _step(
         slots = partial(parts.compressor.slots, ratio=ratio)
         shown = [questions.encode(pack, slots, mode) for pack, mode in zip(asked, modes, strict=True)]
         read = [questions.encode(pack, slots, "text") for pack in asked] if _taught(parts, stage) else []
-        reads = _parted(read, recipe.micro) or [[] for _ in shown]
-        batches += [("answer", part, texts_) for part, texts_ in zip(_parted(shown, recipe.micro), reads, strict=False)]
+        reads = _parted(read, micro) or [[] for _ in shown]
+        batches += [("answer", part, texts_) for part, texts_ in zip(_parted(shown, micro), reads, strict=False)]
     totals: dict[str, float] = {}
     samples = sum(len(batch) for _, batch, _ in batches)
     for name, batch, read in batches:

@@ -22,7 +22,8 @@ def cache_prefix(document: str) -> str:
 
 
 class EmbeddingStore:
-    """Keys hold the document's id and the compressor's fingerprint, so a hit can never be of other content. Thread-safe."""
+    """Keys hold the document's id, the compressor's fingerprint and the chunk's hash, so a hit can never be of other content.
+    Thread-safe."""
 
     def __init__(self, blobs: Blobs, cache: Cache, process_bytes: int = PROCESS_BYTES) -> None:
         self._blobs = blobs
@@ -72,7 +73,7 @@ class EmbeddingStore:
 
     @staticmethod
     def _key(chunk: Chunk) -> str:
-        return f"{cache_prefix(chunk.document)}{chunk.compressor[:16]}/{chunk.ordinal}"
+        return f"{cache_prefix(chunk.document)}{chunk.compressor[:16]}/{chunk.ordinal}-{chunk.sha256[:16]}"
 
     def _from_blobs(self, tenant: str, key: str, chunk: Chunk, fingerprint: str) -> CompressedEmbeddings | None:
         try:

@@ -186,7 +186,7 @@ class Ledger(Protocol):
         """Of every tenant, live COMPRESSED documents with a chunk that another compressor than this fingerprint made."""
 
     def count_recompressing(self, compressor: str) -> int:
-        """Of every tenant, live documents that wait until what another compressor made of them is made anew."""
+        """Of every tenant, live documents with a job that is to make anew what another compressor made of them."""
 
     def recompress(self, tenant: str, document: str) -> None:
         """One transaction: the document is SEARCHABLE again, and has a new COMPRESS job. Nothing where it is not COMPRESSED."""

@@ -15,7 +15,7 @@ from memoryd.store.ledger_jobs import insert_job, read_job
 from memoryd.store.ledger_memories import find_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, document_of, live, remember, result_of
 from memoryd.store.paging import read_page
-from memoryd.store.schema import chunks, documents
+from memoryd.store.schema import chunks, documents, jobs
 
 
 class DocumentRows(LedgerPart):
@@ -154,7 +154,10 @@ class DocumentRows(LedgerPart):
 
     def count_recompressing(self, compressor: str) -> int:
         waiting = (documents.c.stage == Stage.SEARCHABLE) & (documents.c.tombstone == "") & _of_another(compressor)
-        query = select(func.count()).select_from(documents).where(waiting)
+        worked_on = exists().where(
+            jobs.c.tenant == documents.c.tenant, jobs.c.id == documents.c.job, jobs.c.due_time.is_not(None)
+        )
+        query = select(func.count()).select_from(documents).where(waiting, worked_on)
         return int(self._db.read(lambda conn: conn.execute(query).scalar_one()))
 
     def recompress(self, tenant: str, document: str) -> None:

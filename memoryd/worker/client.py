@@ -21,7 +21,7 @@ from memoryd.worker.v1 import worker_pb2_grpc
 __all__ = ["CompressorInfo", "GenerateEvent", "Generation", "Segment", "Soft", "TokenIds", "WorkerClient", "WorkerInfo"]
 
 _TEXTS = 64
-_CHUNKS = 8
+_CHUNKS = 32
 """What one call carries, so that a large document is many calls and each is short."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -60,6 +60,7 @@ class WorkerInfo:
     encoder_fingerprint: str
     encoder_dim: int
     reader: str
+    compress_tokens: int
 
 
 class WorkerClient:
@@ -97,6 +98,7 @@ class WorkerClient:
             encoder_fingerprint=response.encoder_fingerprint,
             encoder_dim=response.encoder_dim,
             reader=response.reader,
+            compress_tokens=response.compress_tokens,
         )
 
     async def embed(self, texts: Sequence[str], urgent: bool = False, timeout: float | None = None) -> npt.NDArray[np.float32]:  # noqa: ASYNC109 - gRPC's deadline, which the worker sees

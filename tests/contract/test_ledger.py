@@ -280,6 +280,8 @@ class TestDocuments:
         assert ledger.stale_documents("c2", 10) == []
         assert ledger.count_recompressing("c2") == 2, "this one, and the one that was on its way already"
         assert ledger.count_recompressing("c1") == 0
+        ledger.cancel_job("acme", ledger.get_document("acme", "m", young).job)
+        assert ledger.count_recompressing("c2") == 1, "nobody works on the other any more"
         ledger.recompress("acme", old)  # it is on its way
         assert ledger.get_document("acme", "m", old) == after
         ledger.recompress("acme", "nowhere")

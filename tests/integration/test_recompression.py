@@ -33,7 +33,7 @@ def test_another_ratio_compresses_everything_anew(tmp_path: Path, tiny_model: Pa
         assert 0 < after.usage.soft_tokens <= first.soft_tokens / 3
         assert after.usage.compressor != first.compressor
         jobs = len(list(client.jobs.list()))
-        until(lambda: "all documents are compressed anew" in daemon.log.read_text(), "it says when it is through")
+        until(lambda: '"documents are compressed anew"' in daemon.log.read_text(), "it says when it is through")
     again = embeddings(data_dir)
     assert len(again) == len(blobs)
     assert not again & blobs, "what the other one made is gone"

@@ -91,10 +91,11 @@ async def test_describe_tells_all(wire: Wire) -> None:
         d_model=64,
         compressor=pb.CompressorInfo(name="pooled", ratio=4, chunk_tokens=512),
         encoder_dim=3,
+        compress_tokens=512,
     )
     info = await wire.client.describe()
     assert (info.device, info.model_path, info.d_model) == ("cpu", Path("/m"), 64)
-    assert (info.compressor.ratio, info.compressor.chunk_tokens) == (4, 512)
+    assert (info.compressor.ratio, info.compressor.chunk_tokens, info.compress_tokens) == (4, 512, 512)
 
 
 async def test_embed_in_order_over_several_calls(wire: Wire) -> None:

@@ -212,6 +212,23 @@ async def test_a_job_that_gives_way_lets_others_in_and_goes_on_where_it_was(ledg
     assert [(job.state, job.attempts) for job in ends] == [(JobState.SUCCEEDED, 1)] * 2  # giving way is no try
 
 
+async def test_a_job_that_fails_goes_on_at_the_stage_that_it_reached(impatient: SqlLedger) -> None:
+    begun: list[tuple[str, int, Any]] = []
+
+    async def handler(job: Job, progress: Progress) -> Mapping[str, str | int]:
+        begun.append((job.stage, job.done, job.receipt.get("reused")))
+        if job.stage == "":
+            progress.note(reused=3)
+            progress.show("index", 7, 9)
+            raise Unavailable("the worker is restarting")
+        return {}
+
+    job = add(impatient)
+    async with running(impatient, handler):
+        await ended(impatient, job)
+    assert begun == [("", 0, None), ("index", 7, 3)]
+
+
 async def test_what_is_noted_for_the_receipt_outlives_giving_way(ledger: SqlLedger) -> None:
     async def handler(job: Job, progress: Progress) -> Mapping[str, str | int]:
         if job.stage == "":

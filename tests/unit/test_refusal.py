@@ -11,7 +11,7 @@ import torch
 from memoryd.engine.base_model import load_base_model
 from memoryd.engine.reader import CARD, Refusal, reader_fingerprint, refusal_of
 from memoryd.engine.tokenizer import TextTokenizer
-from memoryd.eval.generate import FirstToken, answers
+from memoryd.eval.generate import FirstToken, answers, answers_of
 from memoryd.eval.refusal import Answered, best_bias, biases_of_others
 from memoryd.recall.prompt import REFUSAL
 from tests.tiny_models import make_tiny_model
@@ -31,23 +31,19 @@ def test_a_bias_refuses_what_is_led_by_less() -> None:
     assert [absent.score(b) for b in (0.0, 2.25)] == [0.0, 1.0]
 
 
-def test_the_best_parts_what_can_be_answered_from_what_cannot() -> None:
-    made = [answered("a", lead, RIGHT) for lead in (-9, -8, -7, -1.1)] + [
-        answered("a", lead, GUESS) for lead in (3, -2, -3, -4)
-    ]
-    bias = best_bias(made)
-    assert 4 < bias < 7
-    assert [a.score(bias) for a in made] == [1, 1, 1, 0, 1, 1, 1, 1]
-    assert best_bias([a for a in made if a.golds]) == 0
-    assert best_bias([answered("a", -5, RIGHT), answered("a", 5, GUESS)]) == 0, "the least that does it"
+def test_the_best_is_the_least_that_refuses_enough() -> None:
+    absent = [answered("a", -lead / 2, GUESS) for lead in range(10)]
+    assert best_bias(absent) == 4.25, "nine of ten lead by less; eight would be too few"
+    assert best_bias([*absent, answered("a", -1, RIGHT)]) == 4.25
+    assert best_bias([answered("a", 5, GUESS)]) == 0
+    assert best_bias([answered("a", -5, RIGHT)]) == 0
+    assert best_bias([answered("a", -99, GUESS)]) == 8, "there is an end to it"
 
 
 def test_an_article_is_judged_by_the_bias_of_the_others() -> None:
     timid = [answered("timid", -1, RIGHT), answered("timid", 4, GUESS)]
     bold = [answered("bold", -7, RIGHT), answered("bold", -5, GUESS)]
-    biases = biases_of_others([*timid, *bold])
-    assert biases["bold"] == 0
-    assert 5 < biases["timid"] < 7
+    assert biases_of_others([*timid, *bold]) == {"timid": 5.25, "bold": 0.0}
 
 
 def test_the_lead_is_that_of_the_first_token(tmp_path: Path) -> None:
@@ -62,6 +58,18 @@ def test_the_lead_is_that_of_the_first_token(tmp_path: Path) -> None:
             logits_V = base.model(input_ids=torch.tensor([prompt])).logits[0, -1]
         others = torch.cat([logits_V[:17], logits_V[18:]])
         assert first.leads[number] == pytest.approx(float(logits_V[17] - others.max()), abs=1e-4)
+
+
+def test_the_bias_is_added_where_an_answer_begins(tmp_path: Path) -> None:
+    path = make_tiny_model("llama", tmp_path)
+    base, tokenizer = load_base_model(path), TextTokenizer(path)
+    prompts = [torch.randn(5, base.d_model) * 0.1, torch.randn(3, base.d_model) * 0.1]
+    plain = answers_of(base, base.model, tokenizer, prompts, 3, 2)
+    assert answers_of(base, base.model, tokenizer, prompts, 3, 2, refusal=Refusal(40, 0.0)) == plain
+    begun = tokenizer.decode([40]).strip()
+    for said in answers_of(base, base.model, tokenizer, prompts, 3, 2, refusal=Refusal(40, 1e4)):
+        assert said.startswith(begun)
+        assert said != tokenizer.decode([40, 40, 40]).strip()
 
 
 def test_a_readers_card_says_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from memoryd import core, jobs
+from memoryd import core, forget, jobs
 from memoryd.compress import codec
 from memoryd.compress.chunker import ChunkText
 from memoryd.compress.codec import CompressedEmbeddings
@@ -175,7 +175,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("end", ["goes on", "fails", "is cancelled", "is deleted"])
+@pytest.mark.parametrize("end", ["goes on", "fails", "is cancelled", "is deleted", "takes too long"])
 async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
     lab: Lab, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +208,9 @@ async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
         assert lab.ledger.deleted_chunks(TENANT, old.id)
         if end == "is cancelled":
             await runner.cancel(TENANT, new.job)
+        if end == "takes too long":
+            monkeypatch.setattr(forget, "_PATIENCE_SECONDS", 0.1)
+            await until(lambda: lab.ledger.get_job(TENANT, erase.id).state.ended)
         if end == "is deleted":
             lab.ledger.delete_document(TENANT, MEMORY, new.id, None)
         go_on.set()

@@ -20,6 +20,7 @@ INFO = WorkerInfo(
     encoder_fingerprint="e" * 64,
     encoder_dim=384,
     reader="",
+    compress_tokens=512,
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memoryd.engine.base_model import load_base_model
-from memoryd.engine.reader import reader_fingerprint
+from memoryd.engine.reader import Refusal, reader_fingerprint, refusal_of
 from memoryd.learn.export_reader import export
 from memoryd.learn.spare_cores import SpareCores
 from memoryd.learn.train_reader import Progress, Recipe, train
@@ -44,12 +44,13 @@ def test_it_learns_and_goes_on_where_it_stood(model: Path, folder: Path, tmp_pat
     assert sum(losses(tmp_path / "whole")[-4:]) < 0.97 * sum(losses(tmp_path / "whole")[:4])
     assert (tmp_path / "whole" / "loss.png").stat().st_size > 1000
 
-    export(tmp_path / "whole" / "checkpoint", tmp_path / "reader", "tiny", "a test", refusal_token=7)
+    export(tmp_path / "whole" / "checkpoint", tmp_path / "reader", "tiny", "a test", Refusal(7, 1.5))
     about = json.loads((tmp_path / "reader" / "memoryd.json").read_text())
     base = load_base_model(model)
     assert about["base_fingerprint"] == base.fingerprint
     assert about["examples"] == whole.examples
     assert str(tmp_path) not in (tmp_path / "reader" / "adapter_config.json").read_text()
+    assert refusal_of(tmp_path / "reader") == Refusal(7, 1.5)
     assert len(reader_fingerprint(tmp_path / "reader")) == 64
     from peft import PeftModel
 
