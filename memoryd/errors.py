@@ -58,11 +58,15 @@ class ReplacedNotFound(NotFound):
 
     reason = "REPLACED_NOT_FOUND"
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the document to replace is not in this memory: it was deleted, or another write has replaced it. "
-            "List the memory's documents and replace the one that is there now, or write without replaces"
-        )
+    def __init__(
+        self,
+        message: str = "the document to replace is not in this memory: it was deleted, or another write has replaced it. "
+        "List the memory's documents and replace the one that is there now, or write without replaces",
+        *,
+        reason: str | None = None,
+        details: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason, details=details)
 
 
 class AlreadyExists(MemorydError):
