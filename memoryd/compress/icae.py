@@ -65,5 +65,5 @@ def load(directory: Path, base: BaseModel, adapters: Adapters) -> SlotCompressor
     if not lora:
         raise DataLoss(f"compressor in {directory} has no LoRA")
     rank = next(tensor.shape[0] for key, tensor in lora.items() if ".lora_A." in key)
-    adapters.install(ENCODER, lora, _ALPHA / rank, directory)
+    adapters.install(ENCODER, lora, _ALPHA / rank, f"compressor in {directory}")
     return SlotCompressor(base, adapters, LearnedTokens(slots_SD), SlotSettings(KIND, _RATE * slots_SD.shape[0], False), Gate())

@@ -1,7 +1,8 @@
-"""The adapters on the base model: none, the reader, or the compressor's own; switched between steps.
+"""The adapters on the base model: the reader, those of memories, the compressor's own; switched between steps.
 
-Adapters come in PEFT's on-disk format and compute what PEFT computes, in layers of our own: PEFT takes 3.6 CPU seconds to
-import, and its layers made a decode step of one sequence half as long again (113 ms against 75, SmolLM2 on one core).
+Adapters come in PEFT's on-disk format and compute what PEFT computes, in layers of our own (`lora.py`): PEFT takes 3.6 CPU
+seconds to import, and its layers made a decode step of one sequence half as long again (113 ms against 75, SmolLM2 on one
+core).
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from memoryd.engine.base_model import BaseModel
+from memoryd.engine.lora import Blend, Lora, LoraLinear, Plan, Switch
 from memoryd.errors import DataLoss, FailedPrecondition
 
 NONE = ""
@@ -34,38 +36,6 @@ _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _UNSERVED = ("modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias")
 
 
-class Lora(NamedTuple):
-    """What one adapter adds to one linear layer: scale · B A x."""
-
-    a_RI: Tensor
-    b_OR: Tensor
-    scale: float
-
-
-class _Switch:
-    """Which adapter all layers compute with."""
-
-    active = NONE
-
-
-class LoraLinear(nn.Module):
-    """W x + b, and + scale · B A x of the active adapter where it changes this layer. The base layer is not touched."""
-
-    def __init__(self, base: nn.Linear, switch: _Switch) -> None:
-        super().__init__()
-        self.base = base
-        self.loras: dict[str, Lora] = {}
-        self._switch = switch
-
-    def forward(self, x_BTI: Tensor) -> Tensor:
-        y_BTO: Tensor = self.base(x_BTI)
-        lora = self.loras.get(self._switch.active)
-        if lora is None:
-            return y_BTO
-        added_BTO = linear(linear(x_BTI, lora.a_RI.to(x_BTI.dtype)), lora.b_OR.to(x_BTI.dtype))
-        return y_BTO + (added_BTO if lora.scale == 1 else lora.scale * added_BTO)
-
-
 class Adapters:
     """Puts the adapters' layers into the base model, in place, and switches them on and off.
 
@@ -75,7 +45,7 @@ class Adapters:
 
     def __init__(self, base: BaseModel, reader: Path | None = None) -> None:
         self._model: nn.Module = base.model
-        self._switch = _Switch()
+        self._switch = Switch()
         self._layers: dict[str, dict[str, LoraLinear]] = {NONE: {}}
         if reader is not None:
             self.load(READER, reader)
@@ -84,24 +54,24 @@ class Adapters:
         """Whether there is an adapter of that name."""
         return name in self._layers
 
-    def check(self, name: str) -> None:
-        """Raises FailedPrecondition where there is no adapter of that name."""
-        if name not in self._layers:
+    def check_reader(self) -> None:
+        """Raises FailedPrecondition where there is no reader."""
+        if READER not in self._layers:
             raise FailedPrecondition("no reader fits the base model in use", reason="NO_READER")
 
-    def use(self, name: str) -> None:
-        """Make the base model compute with this adapter; `NONE` for the base model alone."""
-        self._switch.active = name
+    def use(self, *blends: Blend) -> None:
+        """Make the base model compute with this blend, or with one for each row of the batch."""
+        self._switch.plan = Plan.of(blends or [()])
 
     @contextlib.contextmanager
-    def using(self, name: str) -> Iterator[None]:
-        """`use` for as long as the block lasts; the base model alone where there is no such adapter."""
-        before = self._switch.active
-        self._switch.active = name
+    def using(self, *names: str) -> Iterator[None]:
+        """With the sum of these adapters for as long as the block lasts; names that there are not, like `NONE`, add nothing."""
+        before = self._switch.plan
+        self.use(tuple((name, 1.0) for name in names))
         try:
             yield
         finally:
-            self._switch.active = before
+            self._switch.plan = before
 
     def load(self, name: str, directory: Path) -> None:
         """Read an adapter in PEFT's format.
@@ -110,21 +80,30 @@ class Adapters:
         of linear layers.
         """
         try:
-            config = json.loads((directory / _CONFIG).read_text())
-            weights = load_file(directory / _WEIGHTS)
-            rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            config, weights = (directory / _CONFIG).read_bytes(), (directory / _WEIGHTS).read_bytes()
+        except OSError as error:
             raise DataLoss(f"adapter in {directory} cannot be read: {error}") from error
-        odd = [k for k, v in config.items() if v and (k in _UNSERVED or (k.startswith("use_") and k != "use_rslora"))]
-        odd += [key for key in weights if not key.endswith((_A, _B))]
-        if config.get("peft_type") != "LORA" or odd:
-            what = odd[0] if odd else config.get("peft_type")
-            raise FailedPrecondition(f"adapter in {directory} has {what}: only LoRA of linear layers is served")
-        self.install(name, weights, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), directory)
+        self.load_bytes(name, config, weights, f"adapter in {directory}")
 
-    def install(self, name: str, weights: Mapping[str, Tensor], scale: float, source: Path) -> None:
+    def load_bytes(self, name: str, config: bytes, weights: bytes, source: str) -> None:
+        """As `load`, of the files' contents; `source` is what errors call it."""
+        try:
+            settings: dict[str, Any] = json.loads(config)
+            tensors = load_safetensors(weights)
+            rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise DataLoss(f"{source} cannot be read: {error}") from error
+        odd = [k for k, v in settings.items() if v and (k in _UNSERVED or (k.startswith("use_") and k != "use_rslora"))]
+        odd += [key for key in tensors if not key.endswith((_A, _B))]
+        if settings.get("peft_type") != "LORA" or odd:
+            what = odd[0] if odd else settings.get("peft_type")
+            raise FailedPrecondition(f"{source} has {what}: only LoRA of linear layers is served")
+        self.install(name, tensors, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank), source)
+
+    def install(self, name: str, weights: Mapping[str, Tensor], scale: float, source: str) -> None:
         """Take an adapter's weights under PEFT's names. DataLoss, naming `source`, where they do not fit the base model."""
         layers: dict[str, LoraLinear] = {}
+        parts: dict[LoraLinear, Lora] = {}
         for key in [key for key in weights if key.endswith(_A)]:
             stem = key.removesuffix(_A)
             path = stem.removeprefix(_PREFIX)
@@ -132,12 +111,24 @@ class Adapters:
                 layer = self._layer(path)
                 a_RI, b_OR = weights[key], weights[stem + _B].float() * scale
             except (AttributeError, KeyError) as error:
-                raise DataLoss(f"adapter in {source} does not fit the base model: {error}") from error
+                raise DataLoss(f"{source} does not fit the base model: {error}") from error
             if layer is None or torch.Size([b_OR.shape[0], a_RI.shape[1]]) != layer.base.weight.shape:
-                raise DataLoss(f"adapter in {source} does not fit the base model's {path}")
-            layer.loras[name] = Lora(a_RI.to(layer.base.weight), b_OR.to(layer.base.weight), 1.0)
+                raise DataLoss(f"{source} does not fit the base model's {path}")
+            parts[layer] = Lora(a_RI.to(layer.base.weight), b_OR.to(layer.base.weight), 1.0)
             layers[path] = layer
+        self.remove(name)  # only now: what does not fit leaves things as they were
+        for layer, lora in parts.items():
+            layer.put(name, lora)
         self._layers[name] = layers
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter; unknown ones are fine."""
+        for layer in self._layers.pop(name, {}).values():
+            layer.drop(name)
+
+    def size(self, name: str) -> int:
+        """Bytes of its weights as they are held."""
+        return sum(x.nbytes for lora in self._loras(name).values() for x in (lora.a_RI, lora.b_OR))
 
     def create(self, name: str, rank: int, alpha: float, targets: Sequence[str] = ALL_LINEAR) -> list[nn.Parameter]:
         """A new adapter on the linear layers called `targets`, to be trained; its weights, float32, with gradients.
@@ -153,16 +144,15 @@ class Adapters:
             a_RI, b_OR = torch.empty(rank, into), torch.zeros(out, rank)
             nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5))
             device = layer.base.weight.device
-            layer.loras[name] = Lora(nn.Parameter(a_RI.to(device)), nn.Parameter(b_OR.to(device)), alpha / rank)
+            layer.put(name, Lora(nn.Parameter(a_RI.to(device)), nn.Parameter(b_OR.to(device)), alpha / rank))
             layers[path] = layer
         self._layers[name] = layers
-        return [p for layer in layers.values() for p in layer.loras[name][:2] if isinstance(p, nn.Parameter)]
+        return [p for lora in self._loras(name).values() for p in lora[:2] if isinstance(p, nn.Parameter)]
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Its weights under PEFT's names, float32 on the CPU, with the scale not folded in."""
         out: dict[str, Tensor] = {}
-        for path, layer in self._layers[name].items():
-            a_RI, b_OR, _ = layer.loras[name]
+        for path, (a_RI, b_OR, _) in self._loras(name).items():
             out[f"{_PREFIX}{path}{_A}"] = a_RI.detach().float().cpu().contiguous()
             out[f"{_PREFIX}{path}{_B}"] = b_OR.detach().float().cpu().contiguous()
         return dict(sorted(out.items()))
@@ -170,14 +160,14 @@ class Adapters:
     @torch.no_grad()
     def load_state(self, name: str, state: dict[str, Tensor]) -> None:
         """Set the weights of an adapter that `create` made. Raises KeyError where one is missing."""
-        for path, layer in self._layers[name].items():
-            layer.loras[name].a_RI.copy_(state[f"{_PREFIX}{path}{_A}"])
-            layer.loras[name].b_OR.copy_(state[f"{_PREFIX}{path}{_B}"])
+        for path, lora in self._loras(name).items():
+            lora.a_RI.copy_(state[f"{_PREFIX}{path}{_A}"])
+            lora.b_OR.copy_(state[f"{_PREFIX}{path}{_B}"])
 
     def save(self, name: str, directory: Path, base_model: str, dtype: torch.dtype = torch.float16) -> None:
         """Write it in PEFT's format. `base_model` is what its configuration names."""
-        layers = self._layers[name]
-        lora = next(iter(layers.values())).loras[name]
+        loras = self._loras(name)
+        lora = next(iter(loras.values()))
         rank = lora.a_RI.shape[0]
         directory.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {
@@ -189,11 +179,15 @@ class Adapters:
             "lora_alpha": lora.scale * rank,
             "lora_dropout": 0.0,
             "bias": "none",
-            "target_modules": sorted({_last(path) for path in layers}),
+            "target_modules": sorted({_last(path) for path in loras}),
         }
         (directory / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         weights = {key: value.to(dtype) for key, value in self.state(name).items()}
         save_file(weights, directory / _WEIGHTS, metadata={"format": "pt"})
+
+    def _loras(self, name: str) -> dict[str, Lora]:
+        """Its part in each layer that it changes, by the layer's path."""
+        return {path: lora for path, layer in self._layers[name].items() if (lora := layer.get(name))}
 
     def _layer(self, path: str) -> LoraLinear | None:
         """The layer at `path`, made ready for adapters; None where it is not linear. AttributeError where there is none."""
@@ -201,7 +195,7 @@ class Adapters:
         if isinstance(layer, nn.Linear):
             layer = LoraLinear(layer, self._switch)
             self._model.set_submodule(path, layer)
-        return layer if isinstance(layer, LoraLinear) and layer._switch is self._switch else None
+        return layer if isinstance(layer, LoraLinear) and layer.switch is self._switch else None
 
 
 def _last(path: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from memoryd.compress.codec import CompressedEmbeddings
+from memoryd.learn.soft_packing import SoftPack
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Generation:
     """0 is any."""
     use_reader: bool = False
     """Whether the shipped reader is applied."""
+    adapters: Sequence[tuple[str, float]] = ()
+    """Adapters of memories and their weights, beside the reader."""
     compressor_fingerprint: str = ""
     """What made the soft segments."""
 
@@ -57,3 +62,64 @@ class GenerateEvent:
     """On the first event: milliseconds from arrival to the first prefill piece."""
     prefill_ms: float = 0.0
     """On the first event: milliseconds from the first prefill piece to the first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnSettings:
+    """How an adapter is trained; rank, alpha and layers are LLoCO's (Tan et al. 2024)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    learning_rate: float = 5e-4
+    epochs: float = 3.0
+    batch: int = 8
+    """Packs in a step of the optimizer."""
+    seed: int = 1
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """What an adapter is trained on. A number in a pack's context is a chunk of ``chunks``; the packs' own are not used."""
+
+    packs: Sequence[SoftPack]
+    chunks: Sequence[CompressedEmbeddings]
+    directory: Path
+    """For checkpoints, metrics and the result; a run that has begun there is continued."""
+    base_model: str
+    """What the adapter's configuration names."""
+    settings: LearnSettings = LearnSettings()
+    use_reader: bool = False
+    """Whether the shipped reader is applied beneath."""
+    compressor_fingerprint: str = ""
+    """What made the chunks."""
+
+    @property
+    def epoch(self) -> int:
+        """Packs of an epoch, filled up to whole steps."""
+        return math.ceil(len(self.packs) / self.settings.batch) * self.settings.batch
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimizer."""
+        return max(1, round(self.settings.epochs * self.epoch / self.settings.batch))
+
+
+@dataclass(frozen=True, slots=True)
+class LearnEvent:
+    """One step of the optimizer is done."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    """Positions trained on so far."""
+    seconds: float
+    """Of computing, so far."""
+    finish_reason: str = ""
+    """On the last event: `trained`."""
+
+    @property
+    def numbers(self) -> tuple[int, int, float, int, float]:
+        return self.step, self.steps, self.loss, self.tokens, self.seconds

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -17,15 +17,18 @@ from torch import Tensor
 
 from memoryd.compress.base import Compressor
 from memoryd.compress.codec import CompressedEmbeddings
-from memoryd.engine.adapters import NONE, READER, Adapters
+from memoryd.engine.adapters import READER, Adapters
+from memoryd.engine.bank import Bank
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.kv import Kv
+from memoryd.engine.lora import Blend
 from memoryd.engine.prompt import PromptReader
 from memoryd.engine.reader import Refusal
-from memoryd.engine.request import GenerateEvent, Generation
-from memoryd.engine.scheduler import Decode, Embed, Item, Limits, Prefill, Scheduler, Step, Work
+from memoryd.engine.request import GenerateEvent, Generation, LearnEvent, Learning
+from memoryd.engine.scheduler import Decode, Embed, Item, Learn, Limits, Prefill, Scheduler, Step, Work
 from memoryd.engine.sequence import GeneratingSequence
 from memoryd.errors import FailedPrecondition, MemorydError, ResourceExhausted
+from memoryd.learn.learner import Learner
 
 _MAX_TEXT_TOKENS = 256  # of the retrieval encoder, which cuts longer texts
 
@@ -40,7 +43,7 @@ class RetrievalEncoder(Protocol):
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]: ...
 
 
-Value = GenerateEvent | CompressedEmbeddings | npt.NDArray[np.float32] | MemorydError
+Value = GenerateEvent | LearnEvent | CompressedEmbeddings | npt.NDArray[np.float32] | MemorydError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +56,12 @@ class Output:
 
     @property
     def ends(self) -> bool:
-        """Whether nothing follows for this call, by an error or a finished text."""
+        """Whether nothing follows for this call, by an error, a finished text or a trained adapter."""
         return isinstance(self.value, MemorydError) or bool(getattr(self.value, "finish_reason", ""))
 
 
-@dataclass(slots=True)
-class _Group:
-    """Sequences that decode together, rows of one `kv` in this order."""
-
-    kv: Kv = field(default_factory=Kv)
-    calls: list[int] = field(default_factory=list)
-
-
 class Runner:
-    """Takes calls by number (`generate`, `embed`, `compress`), runs them in steps, gives out outputs."""
+    """Takes calls by number (`generate`, `embed`, `compress`, `learn`), runs them in steps, gives out outputs."""
 
     def __init__(
         self,
@@ -81,6 +76,8 @@ class Runner:
         """`refusal` is the reader's."""
         self._refusal = refusal
         self._base, self._adapters, self._compressor, self._encoder = base, adapters, compressor, encoder
+        self._limits = limits
+        self._bank = Bank(adapters)
         self._scheduler = Scheduler(limits)
         self._clock = clock
         self._model = cast(Any, base.model)  # transformers types its models' attributes loosely
@@ -88,9 +85,11 @@ class Runner:
         if odd := set(getattr(self._model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}:
             raise FailedPrecondition(f"the base model has layers of {', '.join(sorted(odd))}: only attention is served")
         self._sequences: dict[int, GeneratingSequence] = {}
-        self._groups: dict[str, _Group] = {}
+        self._decoding: list[int] = []  # the calls that decode together, rows of `_kv` in this order
+        self._kv = Kv()
         self._chunks: dict[tuple[int, int], Sequence[int]] = {}
         self._texts: dict[tuple[int, int], str] = {}
+        self._learners: dict[int, Learner] = {}
 
     @property
     def idle(self) -> bool:
@@ -99,12 +98,14 @@ class Runner:
 
     def generate(self, call: int, request: Generation) -> None:
         """Queue a prompt. Raises InvalidArgument or FailedPrecondition where it can't be answered."""
-        adapter = READER if request.use_reader else NONE
-        self._adapters.check(adapter)
+        reader: Blend = ((READER, 1.0),) if request.use_reader else ()
+        blend = (*reader, *self._bank.blend(request.adapters))
+        if reader:
+            self._adapters.check_reader()
         prompt = self._prompts.length(request)
-        refusal = self._refusal if adapter == READER else None
-        self._sequences[call] = GeneratingSequence(request, adapter, self._base, self._clock, refusal)
-        self._scheduler.add_sequence(call, prompt, request.max_tokens, adapter)
+        refusal = self._refusal if reader else None
+        self._sequences[call] = GeneratingSequence(request, blend, self._base, self._clock, refusal)
+        self._scheduler.add_sequence(call, prompt, request.max_tokens)
 
     def embed(self, call: int, texts: Sequence[str], urgent: bool) -> None:
         """Queue texts; each gives one Output."""
@@ -127,24 +128,44 @@ class Runner:
         items = [Item(call, index, len(chunk)) for index, chunk in enumerate(chunks)]
         self._scheduler.add_items(Work.COMPRESS, items)
 
+    def learn(self, call: int, learning: Learning) -> None:
+        """Begin, or go on with, a run of training; each step of its optimizer gives one Output.
+
+        Raises as `Learner`, and FingerprintMismatch or FailedPrecondition where another compressor or no reader is loaded.
+        """
+        if learning.chunks:
+            self._prompts.check_compressor(learning.compressor_fingerprint)
+        if learning.use_reader:
+            self._adapters.check_reader()
+        self._learners[call] = Learner(call, learning, self._base, self._adapters, self._limits.learn)
+        self._scheduler.add_learning(call)
+
+    def load_adapter(self, adapter: str, config: bytes, weights: bytes) -> None:
+        """Take a memory's adapter. Raises as `Bank.load`."""
+        self._bank.load(adapter, config, weights, {name for s in self._sequences.values() for name, _ in s.blend})
+
+    def unload_adapter(self, adapter: str) -> None:
+        """Forget a memory's adapter, at once."""
+        self._bank.unload(adapter)
+
     def end(self, call: int) -> None:
         """Drop a call and all that it holds, finished or not. Unknown calls are fine."""
         self._scheduler.end(call)
         for held in (self._chunks, self._texts):
             for key in [key for key in held if key[0] == call]:
                 del held[key]
-        sequence = self._sequences.pop(call, None)
-        group = self._groups.get(sequence.adapter) if sequence else None
-        if group and call in group.calls:
-            rows = [row for row, other in enumerate(group.calls) if other != call]
-            group.calls = [group.calls[row] for row in rows]
-            group.kv.keep(rows)
+        self._sequences.pop(call, None)
+        if learner := self._learners.pop(call, None):
+            learner.close()
+        if call in self._decoding:
+            rows = [row for row, other in enumerate(self._decoding) if other != call]
+            self._decoding = [self._decoding[row] for row in rows]
+            self._kv.keep(rows)
 
     @property
     def held(self) -> int:
-        """Rows, chunks and texts that are held for calls; 0 when idle, or something leaks."""
-        rows = sum(len(group.kv.lengths) for group in self._groups.values())
-        return len(self._sequences) + rows + len(self._chunks) + len(self._texts)
+        """Rows, chunks, texts and runs of training that are held for calls; 0 when idle, or something leaks."""
+        return sum(map(len, (self._sequences, self._kv.lengths, self._chunks, self._texts, self._learners)))
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
@@ -166,7 +187,10 @@ class Runner:
             return self._decode(step)
         if isinstance(step, Prefill):
             return self._prefill(step)
-        self._adapters.use(NONE)
+        if isinstance(step, Learn):
+            event = self._learners[step.call].step()
+            return [Output(step.call, event)] if event else []
+        self._adapters.use()
         if isinstance(step, Embed):
             vectors_ND = self._encoder.encode([self._texts.pop((i.call, i.index)) for i in step.items])
             return [Output(i.call, vector_D, i.index) for i, vector_D in zip(step.items, vectors_ND, strict=True)]
@@ -178,7 +202,7 @@ class Runner:
         if sequence.prompt_TD is None:
             sequence.start(self._prompts.embed(sequence.request))
         assert sequence.prompt_TD is not None
-        self._adapters.use(sequence.adapter)
+        self._adapters.use(sequence.blend)
         piece_1TD = sequence.prompt_TD[None, step.start : step.end]
         arguments = {"inputs_embeds": piece_1TD, "past_key_values": sequence.kv, "use_cache": True}
         if not step.last:
@@ -186,24 +210,22 @@ class Runner:
             return []
         logits_1V = self._model(**arguments, logits_to_keep=1).logits[:, -1].float().cpu()
         sequence.prompt_TD, sequence.kv.lengths = None, [step.end]
-        group = self._groups.setdefault(sequence.adapter, _Group())
-        group.kv.join(sequence.kv)
-        group.calls.append(step.call)
+        self._kv.join(sequence.kv)
+        self._decoding.append(step.call)
         sequence.kv = Kv()
         return [Output(step.call, sequence.advance(logits_1V[0]))]
 
     def _decode(self, step: Decode) -> list[Output]:
         sequences = [self._sequences[call] for call in step.calls]
-        group = self._groups[sequences[0].adapter]
-        assert group.calls == list(step.calls), "scheduler and runner disagree on who decodes"
-        self._adapters.use(sequences[0].adapter)
-        device, mask_BT = self._model.device, group.kv.mask_BT()
+        assert self._decoding == list(step.calls), "scheduler and runner disagree on who decodes"
+        self._adapters.use(*(sequence.blend for sequence in sequences))
+        device, mask_BT = self._model.device, self._kv.mask_BT()
         logits_BV = (
             self._model(
                 input_ids=torch.tensor([[s.token] for s in sequences], device=device),
-                position_ids=torch.tensor([[length] for length in group.kv.lengths], device=device),
+                position_ids=torch.tensor([[length] for length in self._kv.lengths], device=device),
                 attention_mask=None if mask_BT is None else mask_BT.to(device),
-                past_key_values=group.kv,
+                past_key_values=self._kv,
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -211,7 +233,7 @@ class Runner:
             .float()
             .cpu()
         )
-        group.kv.lengths = [length + 1 for length in group.kv.lengths]
+        self._kv.lengths = [length + 1 for length in self._kv.lengths]
         events = [s.advance(logits_V) for s, logits_V in zip(sequences, logits_BV, strict=True)]
         return [Output(call, e) for call, e in zip(step.calls, events, strict=True) if e.text or e.finish_reason]
 
@@ -219,7 +241,7 @@ class Runner:
 def _calls(step: Step) -> tuple[int, ...]:
     if isinstance(step, Decode):
         return step.calls
-    return (step.call,) if isinstance(step, Prefill) else tuple(dict.fromkeys(i.call for i in step.items))
+    return (step.call,) if isinstance(step, Prefill | Learn) else tuple(dict.fromkeys(i.call for i in step.items))
 
 
 def _told(error: Exception) -> MemorydError:

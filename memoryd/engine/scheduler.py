@@ -1,7 +1,8 @@
 """Decides what the worker's loop runs next. Pure: no tensors, no clock, no I/O.
 
-Work comes as sequences (prompts to prefill, then to decode) and as items (texts to embed, chunks to compress). `next()`
-names one short unit of it, a step. The order is decode ▸ prefill ▸ urgent embed ▸ embed ▸ compress, bent by two rules
+Work comes as sequences (prompts to prefill, then to decode), as items (texts to embed, chunks to compress) and as runs of
+training. `next()`
+names one short unit of it, a step. The order is decode ▸ prefill ▸ urgent embed ▸ embed ▸ compress ▸ learn, bent by two rules
 that are counted in steps, never in time:
 
 - after a step of anything else, decode runs next if a sequence can: at most one step comes between two decode steps;
@@ -24,11 +25,13 @@ class Work(enum.IntEnum):
     URGENT_EMBED = 2
     EMBED = 3
     COMPRESS = 4
+    LEARN = 5
 
 
-PATIENCE = {Work.DECODE: 1, Work.PREFILL: 1, Work.URGENT_EMBED: 2, Work.EMBED: 16, Work.COMPRESS: 32}
+PATIENCE = {Work.DECODE: 1, Work.PREFILL: 1, Work.URGENT_EMBED: 2, Work.EMBED: 16, Work.COMPRESS: 32, Work.LEARN: 64}
 """How many steps of other work may pass a kind by while it waits. Compress waits for about an answer's length, since
-one of its steps takes as long as many decode steps; a question's embedding has an answer waiting for it."""
+one of its steps takes as long as many decode steps, and learning, which nobody waits for, twice as long; a question's
+embedding has an answer waiting for it."""
 
 _LOOK_AHEAD = 256
 """Items among which those of about one length are sought, so that short ones are not padded to long ones."""
@@ -51,6 +54,8 @@ class Limits:
     """Tokens of one embedding micro-batch, padding counted."""
     compress: int = 512
     """Tokens of one compression micro-batch, padding counted. A chunk is not split, so a step takes one at least."""
+    learn: int = 512
+    """Positions of one training micro-step, padding counted. A prompt is not split, so a step takes one at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Make one token for each of these sequences; all use the same adapter."""
+    """Make one token for each of these sequences."""
 
     calls: tuple[int, ...]
 
@@ -93,7 +98,14 @@ class Compress:
     items: tuple[Item, ...]
 
 
-Step = Decode | Prefill | Embed | Compress
+@dataclass(frozen=True, slots=True)
+class Learn:
+    """One micro-step of this run of training."""
+
+    call: int
+
+
+Step = Decode | Prefill | Embed | Compress | Learn
 
 
 @dataclass(slots=True)
@@ -101,7 +113,6 @@ class _Sequence:
     call: int
     prompt: int
     longest: int
-    adapter: str
     done: int = 0
 
 
@@ -111,31 +122,36 @@ class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._waiting: deque[_Sequence] = deque()
-        self._decoding: dict[str, list[_Sequence]] = {}  # by adapter; the first key decodes next
+        self._decoding: list[_Sequence] = []
         self._items: dict[Work, deque[Item]] = {w: deque() for w in (Work.URGENT_EMBED, Work.EMBED, Work.COMPRESS)}
+        self._learning: deque[int] = deque()  # the first has its turn next
         self._passed = dict.fromkeys(Work, 0)
         self._last: Work | None = None
 
-    def add_sequence(self, call: int, prompt: int, answer: int, adapter: str = "") -> None:
-        """A prompt of `prompt` positions and an answer of at most `answer`, both run with `adapter`."""
-        self._waiting.append(_Sequence(call, prompt, prompt + answer, adapter))
+    def add_sequence(self, call: int, prompt: int, answer: int) -> None:
+        """A prompt of `prompt` positions and an answer of at most `answer`."""
+        self._waiting.append(_Sequence(call, prompt, prompt + answer))
 
     def add_items(self, work: Work, items: Iterable[Item]) -> None:
         """Texts to embed or chunks to compress."""
         self._items[work].extend(items)
 
+    def add_learning(self, call: int) -> None:
+        """A run of training, which goes on until `end`."""
+        self._learning.append(call)
+
     def end(self, call: int) -> None:
         """Forget a call, whether finished, failed or cancelled. Unknown calls are fine."""
         self._waiting = deque(s for s in self._waiting if s.call != call)
-        groups = {a: [s for s in group if s.call != call] for a, group in self._decoding.items()}
-        self._decoding = {a: group for a, group in groups.items() if group}
+        self._decoding = [s for s in self._decoding if s.call != call]
+        self._learning = deque(other for other in self._learning if other != call)
         for work, items in self._items.items():
             self._items[work] = deque(i for i in items if i.call != call)
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to run."""
-        return not (self._waiting or self._decoding or any(self._items.values()))
+        return not (self._waiting or self._decoding or self._learning or any(self._items.values()))
 
     def next(self) -> Step | None:
         """The next step, None where there is nothing to run. Its items and positions count as run."""
@@ -147,9 +163,12 @@ class Scheduler:
             self._passed[other] = self._passed[other] + 1 if other in runnable and other is not work else 0
         self._last = work
         if work is Work.DECODE:
-            return self._decode()
+            return Decode(tuple(s.call for s in self._decoding))
         if work is Work.PREFILL:
             return self._prefill()
+        if work is Work.LEARN:
+            self._learning.rotate(-1)
+            return Learn(self._learning[-1])
         if work is Work.COMPRESS:
             return Compress(self._take(work, self.limits.compress))
         return Embed(self._take(work, self.limits.embed))
@@ -166,18 +185,12 @@ class Scheduler:
             return bool(self._decoding)
         if work is Work.PREFILL:
             return bool(self._waiting) and self._fits(self._waiting[0])
-        return bool(self._items[work])
+        return bool(self._learning if work is Work.LEARN else self._items[work])
 
     def _fits(self, sequence: _Sequence) -> bool:
-        running = [s for group in self._decoding.values() for s in group]
+        running = self._decoding
         rows, longest = len(running) + 1, max(s.longest for s in [sequence, *running])
         return not running or (rows <= self.limits.rows and rows * longest <= self.limits.positions)
-
-    def _decode(self) -> Decode:
-        adapter = next(iter(self._decoding))
-        group = self._decoding.pop(adapter)
-        self._decoding[adapter] = group  # to the back: adapters take turns
-        return Decode(tuple(s.call for s in group))
 
     def _prefill(self) -> Prefill:
         sequence = self._waiting[0]
@@ -186,7 +199,7 @@ class Scheduler:
         sequence.done = min(start + piece, sequence.prompt)
         last = sequence.done == sequence.prompt
         if last:
-            self._decoding.setdefault(sequence.adapter, []).append(self._waiting.popleft())
+            self._decoding.append(self._waiting.popleft())
         return Prefill(sequence.call, start, sequence.done, last)
 
     def _take(self, work: Work, budget: int) -> tuple[Item, ...]:

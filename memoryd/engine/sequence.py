@@ -8,6 +8,7 @@ from torch import Tensor
 
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.kv import Kv
+from memoryd.engine.lora import Blend
 from memoryd.engine.reader import Refusal
 from memoryd.engine.request import GenerateEvent, Generation
 from memoryd.engine.sampling import Sampler
@@ -15,14 +16,14 @@ from memoryd.engine.text import Detokenizer, StopFilter
 
 
 class GeneratingSequence:
-    """Made when the request arrives. `prompt_TD` and `kv` are its own while it is prefilled; then its group has them."""
+    """Made when the request arrives. `prompt_TD` and `kv` are its own while it is prefilled; then the batch has them."""
 
     def __init__(
-        self, request: Generation, adapter: str, base: BaseModel, clock: Callable[[], float], refusal: Refusal | None = None
+        self, request: Generation, blend: Blend, base: BaseModel, clock: Callable[[], float], refusal: Refusal | None = None
     ) -> None:
         decode: Callable[..., str] = base.tokenizer.decode  # type: ignore[assignment] # str for one list of ids
         self.request = request
-        self.adapter = adapter
+        self.blend = blend
         self.prompt_TD: Tensor | None = None
         self.kv = Kv()
         self.token = -1

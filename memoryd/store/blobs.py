@@ -35,8 +35,9 @@ class FsspecBlobs:
         self._fs, root = fsspec.core.url_to_fs(url)
         self._root = str(root).rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
+        self._durable: set[str] = set()  # folders that many blobs share, on disk for certain
         with _translated():
-            self._make_folder(f"{self._root}/{_TEMPORARY}")
+            self._fs.makedirs(f"{self._root}/{_TEMPORARY}", exist_ok=True)
 
     def put(self, tenant: str, key: str, data: bytes) -> None:
         """Writes beside, flushes to disk, renames: whole or not at all. NotFound for a key that is not the tenant's;
@@ -89,6 +90,7 @@ class FsspecBlobs:
             self._fs.invalidate_cache()
             found = self._fs.find(path)
             if found:
+                self._durable = {folder for folder in list(self._durable) if not folder.startswith(path)}
                 self._fs.rm(path, recursive=True)
                 if self._local:
                     _flush_folder(os.path.dirname(path))
@@ -131,25 +133,20 @@ class FsspecBlobs:
 
     def _publish(self, temporary: str, path: str) -> None:
         folder = str(PurePosixPath(path).parent)
-        self._make_folder(folder)
-        if self._local:
-            os.replace(temporary, path)
-            _flush_folder(folder)
-        else:
-            self._fs.mv(temporary, path)
-
-    def _make_folder(self, folder: str) -> None:
         if not self._local:
             self._fs.makedirs(folder, exist_ok=True)
+            self._fs.mv(temporary, path)
             return
-        new = []
-        while not os.path.isdir(folder):
-            new.append(folder)
-            folder = os.path.dirname(folder)
-        for made in reversed(new):
-            with contextlib.suppress(FileExistsError):  # another thread was faster
-                os.mkdir(made)
-            _flush_folder(os.path.dirname(made))
+        os.makedirs(folder, exist_ok=True)
+        os.replace(temporary, path)
+        # All flushes at the end: a journaling file system makes one commit of them, and finds nothing to do for the rest.
+        _flush_folder(folder)
+        parent = os.path.dirname(folder)
+        _flush_folder(parent)
+        while len(parent) > len(self._root) and parent not in self._durable:  # another thread may have made it just now
+            _flush_folder(os.path.dirname(parent))
+            self._durable.add(parent)
+            parent = os.path.dirname(parent)
 
 
 class FsspecBlobWriter:

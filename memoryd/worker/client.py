@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memoryd.compress.codec import CompressedEmbeddings
-from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, TokenIds
+from memoryd.engine.request import GenerateEvent, Generation, LearnEvent, Learning, Segment, Soft, TokenIds
 from memoryd.worker import status
 from memoryd.worker.v1 import worker_pb2 as pb
 from memoryd.worker.v1 import worker_pb2_grpc
@@ -24,8 +24,8 @@ _TEXTS = 64
 _CHUNKS = 32
 """What one call carries, so that a large document is many calls and each is short."""
 _OPTIONS = (
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.max_send_message_length", 64 << 20),
+    ("grpc.max_receive_message_length", 512 << 20),
+    ("grpc.max_send_message_length", 512 << 20),
     # A restarted worker is to be found at once: it is on this machine.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -144,6 +144,7 @@ class WorkerClient:
                 stop=request.stop,
                 seed=request.seed,
                 use_reader=request.use_reader,
+                adapters=[pb.AdapterWeight(adapter=adapter, weight=weight) for adapter, weight in request.adapters],
                 compressor_fingerprint=request.compressor_fingerprint,
             ),
             timeout=timeout,
@@ -155,6 +156,65 @@ class WorkerClient:
             raise status.from_rpc(error) from None
         finally:
             call.cancel()
+
+    async def load_adapter(self, adapter: str, config: bytes, weights: bytes) -> None:
+        """Take a memory's adapter, in PEFT's format, onto the device. DataLoss, FailedPrecondition or ResourceExhausted where
+        it can't be."""
+        try:
+            await self._stub.LoadAdapter(pb.LoadAdapterRequest(adapter=adapter, config=config, weights=weights))
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc(error) from None
+
+    async def unload_adapter(self, adapter: str) -> None:
+        """Forget a memory's adapter at once."""
+        try:
+            await self._stub.UnloadAdapter(pb.UnloadAdapterRequest(adapter=adapter))
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc(error) from None
+
+    async def learn(self, learning: Learning) -> AsyncGenerator[LearnEvent, None]:
+        """Events of a run of training; the last has a finish_reason. Closing the generator ends the work, which a run with
+        the same directory continues at its last checkpoint."""
+        call = self._stub.Learn(_parts(learning))
+        try:
+            async for event in call:
+                yield LearnEvent(event.step, event.steps, event.loss, event.tokens, event.seconds, event.finish_reason)
+        except grpc.aio.AioRpcError as error:
+            raise status.from_rpc(error) from None
+        finally:
+            call.cancel()
+
+
+def _parts(learning: Learning) -> Iterator[pb.LearnRequest]:
+    settings = learning.settings
+    yield pb.LearnRequest(
+        settings=pb.LearnSettings(
+            directory=str(learning.directory),
+            base_model=learning.base_model,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            targets=settings.targets,
+            learning_rate=settings.learning_rate,
+            epochs=settings.epochs,
+            batch=settings.batch,
+            seed=settings.seed,
+            checkpoint_seconds=settings.checkpoint_seconds,
+            use_reader=learning.use_reader,
+            compressor_fingerprint=learning.compressor_fingerprint,
+        )
+    )
+    for chunk in learning.chunks:
+        yield pb.LearnRequest(chunk=pb.Embeddings(data=chunk.data, k=chunk.k))
+    for pack in learning.packs:
+        context = [
+            pb.LearnPiece(chunk=piece) if isinstance(piece, int) else pb.LearnPiece(tokens=pb.TokenIds(ids=piece))
+            for piece in pack.context
+        ]
+        questions = [
+            pb.LearnQuestion(question=pb.TokenIds(ids=question), answer=pb.TokenIds(ids=answer))
+            for question, answer in pack.questions
+        ]
+        yield pb.LearnRequest(pack=pb.LearnPack(context=context, questions=questions))
 
 
 def _segment(segment: Segment) -> pb.Segment:

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 from memoryd import log
-from memoryd.engine.request import Generation
+from memoryd.engine.request import Generation, Learning
 from memoryd.engine.runner import Output, Runner, Value
 from memoryd.errors import MemorydError, Unavailable
 
@@ -38,7 +38,23 @@ class CompressChunks:
     fingerprint: str
 
 
-Request = Generation | EmbedTexts | CompressChunks
+@dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """A memory's adapter in PEFT's format."""
+
+    adapter: str
+    config: bytes
+    weights: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAdapter:
+    """A memory's adapter to be forgotten."""
+
+    adapter: str
+
+
+Request = Generation | EmbedTexts | CompressChunks | Learning | LoadAdapter | UnloadAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,20 +161,32 @@ class Loop:
                 continue
             self._deliver[message.call] = message.deliver
             try:
-                self._begin(runner, message)
+                if done := self._begin(runner, message):
+                    self._give_out(message.call, done)
             except MemorydError as error:
                 runner.end(message.call)
                 self._give_out(message.call, Output(message.call, error))
 
     @staticmethod
-    def _begin(runner: Runner, start: _Start) -> None:
-        request = start.request
-        if isinstance(request, Generation):
-            runner.generate(start.call, request)
-        elif isinstance(request, EmbedTexts):
-            runner.embed(start.call, request.texts, request.urgent)
-        else:
-            runner.compress(start.call, request.chunks, request.fingerprint)
+    def _begin(runner: Runner, start: _Start) -> Output | None:
+        """Queue it; or do it, where it takes no step."""
+        request, call = start.request, start.call
+        match request:
+            case Generation():
+                runner.generate(call, request)
+            case EmbedTexts():
+                runner.embed(call, request.texts, request.urgent)
+            case CompressChunks():
+                runner.compress(call, request.chunks, request.fingerprint)
+            case Learning():
+                runner.learn(call, request)
+            case LoadAdapter():
+                runner.load_adapter(request.adapter, request.config, request.weights)
+                return Output(call, None)
+            case UnloadAdapter():
+                runner.unload_adapter(request.adapter)
+                return Output(call, None)
+        return None
 
     def _give_out(self, call: int, output: Output) -> None:
         value: Value = output.value

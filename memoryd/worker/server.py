@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 
 from memoryd.compress.codec import CompressedEmbeddings
-from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, TokenIds
+from memoryd.engine.request import GenerateEvent, Generation, LearnEvent, Learning, LearnSettings, Segment, Soft, TokenIds
 from memoryd.errors import InvalidArgument, MemorydError, Unavailable
+from memoryd.learn.soft_packing import SoftPack
 from memoryd.worker import status
-from memoryd.worker.loop import CompressChunks, EmbedTexts, Loop, Request
+from memoryd.worker.loop import CompressChunks, EmbedTexts, LoadAdapter, Loop, Request, UnloadAdapter
 from memoryd.worker.v1 import worker_pb2 as pb
 from memoryd.worker.v1 import worker_pb2_grpc
 
-MAX_MESSAGE = 64 << 20
+MAX_MESSAGE = 512 << 20
+"""A large base model's adapter goes through in one piece."""
 OPTIONS = (("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_message_length", MAX_MESSAGE))
 
 
@@ -86,6 +89,38 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         except MemorydError as error:
             await context.abort(error.code, error.message, status.trailers(error))
 
+    @_errors_to_status
+    async def LoadAdapter(self, request: pb.LoadAdapterRequest, context: object) -> pb.LoadAdapterResponse:
+        await self._all(LoadAdapter(request.adapter, request.config, request.weights), 1)
+        return pb.LoadAdapterResponse()
+
+    @_errors_to_status
+    async def UnloadAdapter(self, request: pb.UnloadAdapterRequest, context: object) -> pb.UnloadAdapterResponse:
+        await self._all(UnloadAdapter(request.adapter), 1)
+        return pb.UnloadAdapterResponse()
+
+    async def Learn(
+        self, requests: AsyncIterator[pb.LearnRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.LearnEvent]:
+        try:
+            learning = await _learning(requests)
+            async with contextlib.aclosing(self._loop.run(learning)) as outputs:
+                async for output in outputs:
+                    event = output.value
+                    assert isinstance(event, LearnEvent)
+                    yield pb.LearnEvent(
+                        step=event.step,
+                        steps=event.steps,
+                        loss=event.loss,
+                        tokens=event.tokens,
+                        seconds=event.seconds,
+                        finish_reason=event.finish_reason,
+                    )
+                    if event.finish_reason:
+                        return
+        except MemorydError as error:
+            await context.abort(error.code, error.message, status.trailers(error))
+
     async def _all(self, request: Request, count: int) -> list[Any]:
         """All `count` results of a request, in order."""
         values: dict[int, Any] = {}
@@ -97,8 +132,6 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
 
 def _generation(request: pb.GenerateRequest) -> Generation:
-    if request.adapters:
-        raise InvalidArgument("adapters of memories are not served yet: leave `adapters` empty", reason="NO_ADAPTERS")
     return Generation(
         segments=[_segment(segment) for segment in request.segments],
         max_tokens=request.max_tokens,
@@ -106,8 +139,55 @@ def _generation(request: pb.GenerateRequest) -> Generation:
         stop=list(request.stop),
         seed=request.seed,
         use_reader=request.use_reader,
+        adapters=[(item.adapter, item.weight) for item in request.adapters],
         compressor_fingerprint=request.compressor_fingerprint,
     )
+
+
+async def _learning(requests: AsyncIterator[pb.LearnRequest]) -> Learning:
+    settings = pb.LearnSettings()
+    chunks: list[CompressedEmbeddings] = []
+    packs: list[SoftPack] = []
+    async for request in requests:
+        match request.WhichOneof("kind"):
+            case "settings":
+                settings = request.settings
+            case "chunk":
+                chunks.append(CompressedEmbeddings(request.chunk.data, request.chunk.k))
+            case "pack":
+                packs.append(_pack(request.pack, len(chunks)))
+            case _:
+                raise InvalidArgument("a part of what is to be learned is empty")
+    if not settings.directory:
+        raise InvalidArgument("what is to be learned comes without settings")
+    return Learning(
+        packs,
+        chunks,
+        Path(settings.directory),
+        settings.base_model,
+        LearnSettings(
+            rank=settings.rank,
+            alpha=settings.alpha,
+            targets=tuple(settings.targets),
+            learning_rate=settings.learning_rate,
+            epochs=settings.epochs,
+            batch=settings.batch,
+            seed=settings.seed,
+            checkpoint_seconds=settings.checkpoint_seconds,
+        ),
+        use_reader=settings.use_reader,
+        compressor_fingerprint=settings.compressor_fingerprint,
+    )
+
+
+def _pack(pack: pb.LearnPack, chunks: int) -> SoftPack:
+    context = tuple(p.chunk if p.WhichOneof("kind") == "chunk" else tuple(p.tokens.ids) for p in pack.context)
+    if any(isinstance(piece, int) and piece >= chunks for piece in context):
+        raise InvalidArgument("a pack names a chunk that did not come before it")
+    questions = tuple((tuple(q.question.ids), tuple(q.answer.ids)) for q in pack.questions)
+    if not questions or not all(question and answer for question, answer in questions):
+        raise InvalidArgument("a pack has a question or an answer without tokens")
+    return SoftPack((), context, questions)
 
 
 def _segment(segment: pb.Segment) -> Segment:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
-from memoryd.engine.request import Generation, TokenIds
+from memoryd.engine.request import Generation, Learning, LearnSettings, TokenIds
 from memoryd.engine.runner import Runner
 from memoryd.errors import (
     Cancelled,
@@ -23,6 +24,8 @@ from memoryd.errors import (
     MemorydError,
     Unavailable,
 )
+from memoryd.learn.learner import RESULT
+from memoryd.learn.soft_packing import SoftPack
 from memoryd.worker import status
 from memoryd.worker.client import WorkerClient
 from memoryd.worker.loop import Loop
@@ -32,6 +35,7 @@ from memoryd.worker.v1 import worker_pb2_grpc
 from tests.integration.engine_parts import make_base, make_runner, run, text, untrained
 
 PROMPT = list(range(20, 60))
+PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LONG = Generation([TokenIds(PROMPT)], 4000)
 
 
@@ -134,13 +138,9 @@ async def test_errors_cross_the_wire_as_they_are(wire: Wire) -> None:
     with pytest.raises(InvalidArgument, match="chunk 1"):
         await wire.client.compress([[5], [600]], wire.fingerprint)
     stub = worker_pb2_grpc.WorkerServiceStub(wire.client._channel)
-    for bad in (
-        pb.GenerateRequest(segments=[pb.Segment()], max_tokens=5),
-        pb.GenerateRequest(segments=[pb.Segment(tokens=pb.TokenIds(ids=[5]))], max_tokens=5, adapters=[pb.AdapterWeight()]),
-    ):
-        with pytest.raises(grpc.aio.AioRpcError) as rpc:
-            await stub.Generate(bad).read()
-        assert isinstance(status.from_rpc(rpc.value), InvalidArgument)
+    with pytest.raises(grpc.aio.AioRpcError) as rpc:
+        await stub.Generate(pb.GenerateRequest(segments=[pb.Segment()], max_tokens=5)).read()
+    assert isinstance(status.from_rpc(rpc.value), InvalidArgument)
 
 
 async def test_leaving_a_generation_frees_it(wire: Wire) -> None:
@@ -210,3 +210,56 @@ def test_status_round_trip(kind: type[MemorydError]) -> None:
     error = grpc.aio.AioRpcError(sent.code, grpc.aio.Metadata(), trailing, details=sent.message)
     got = status.from_rpc(error)
     assert (type(got), got.message, got.reason, got.details) == (kind, sent.message, sent.reason, sent.details)
+
+
+async def test_an_adapter_is_learned_loaded_used_and_forgotten_over_the_wire(wire: Wire, tmp_path: Path) -> None:
+    (embeddings,) = await wire.client.compress([PROMPT], wire.fingerprint)
+    packs = [SoftPack((), ((5, 6), 0, (7,)), (((40 + n, 41), (70 + n, 0)),)) for n in range(4)]
+    settings = LearnSettings(rank=2, alpha=4, targets=("q_proj", "down_proj"), learning_rate=0.05, epochs=10, batch=2)
+    learning = Learning(packs, [embeddings], tmp_path / "run", "tiny", settings, compressor_fingerprint=wire.fingerprint)
+    async with contextlib.aclosing(wire.client.learn(learning)) as events:
+        seen = [event async for event in events]
+    assert [event.step for event in seen] == list(range(1, 21))
+    assert seen[-1].finish_reason == "trained"
+    assert seen[-1].loss < seen[0].loss
+    config, weights = ((tmp_path / "run" / RESULT / name).read_bytes() for name in PEFT_FILES)
+
+    plain = Generation([TokenIds(PROMPT)], 12)
+    with_it = dataclasses.replace(plain, adapters=[("ad", 1.0)])
+    with pytest.raises(FailedPrecondition) as raised:
+        await said(wire, with_it)
+    assert (raised.value.reason, raised.value.details) == ("ADAPTER_NOT_LOADED", {"adapters": "ad"})
+    await wire.client.load_adapter("ad", config, weights)
+    without = await said(wire, plain)
+    assert await said(wire, with_it) != without
+    assert await said(wire, dataclasses.replace(plain, adapters=[("ad", 0.0)])) == without
+    with pytest.raises(DataLoss):
+        await wire.client.load_adapter("broken", config, weights[:-9])
+    await wire.client.unload_adapter("ad")
+    await wire.client.unload_adapter("never there")
+    with pytest.raises(FailedPrecondition):
+        await said(wire, with_it)
+    assert wire.runner.held == 0
+
+
+async def test_leaving_a_run_of_training_frees_it(wire: Wire, tmp_path: Path) -> None:
+    settings = LearnSettings(epochs=10_000)
+    learning = Learning([SoftPack((), ((5, 6),), (((40,), (70,)),))], [], tmp_path / "run", "tiny", settings)
+    async with contextlib.aclosing(wire.client.learn(learning)) as events:
+        assert (await anext(events)).step == 1
+    await wire.settled()
+    assert wire.runner.held == 0
+
+
+async def test_what_cannot_be_learned_is_refused_over_the_wire(wire: Wire, tmp_path: Path) -> None:
+    good = Learning([SoftPack((), ((5, 6),), (((40,), (70,)),))], [], tmp_path / "run", "tiny")
+    for bad, kind, says in (
+        (dataclasses.replace(good, packs=[]), InvalidArgument, "no examples"),
+        (dataclasses.replace(good, packs=[SoftPack((), (3,), (((40,), (70,)),))]), InvalidArgument, "names a chunk"),
+        (dataclasses.replace(good, packs=[SoftPack((), ((5,),), (((40,), ()),))]), InvalidArgument, "without tokens"),
+        (dataclasses.replace(good, use_reader=True), FailedPrecondition, "reader"),
+    ):
+        with pytest.raises(kind, match=says):
+            async with contextlib.aclosing(wire.client.learn(bad)) as events:
+                await anext(events)
+    assert wire.runner.held == 0

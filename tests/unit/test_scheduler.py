@@ -45,17 +45,6 @@ def test_pieces_are_larger_while_nothing_decodes() -> None:
     assert pieces == [Prefill(2, 0, 100, False), Prefill(2, 100, 200, False), Prefill(2, 200, 250, True)]
 
 
-def test_sequences_of_one_adapter_decode_together_and_adapters_take_turns() -> None:
-    scheduler = Scheduler(Limits(rows=4, positions=1000, prefill=100))
-    for call, adapter in ((1, ""), (2, "reader"), (3, "")):
-        scheduler.add_sequence(call, 10, 10, adapter)
-    steps = [scheduler.next() for _ in range(9)]
-    assert steps[-4:] in (
-        [Decode((1, 3)), Decode((2,)), Decode((1, 3)), Decode((2,))],
-        [Decode((2,)), Decode((1, 3)), Decode((2,)), Decode((1, 3))],
-    )
-
-
 def test_rows_bound_who_decodes() -> None:
     scheduler = Scheduler(LIMITS)
     for call in (1, 2, 3):
@@ -164,7 +153,7 @@ def test_under_random_load_decode_waits_for_one_step_and_nothing_starves(seed: i
     for call in range(3000):
         scheduler.add_items(rng.choice([Work.URGENT_EMBED, Work.EMBED, Work.COMPRESS]), [Item(-call - 1, 0, 60)])
         if len(lengths) < 12:
-            scheduler.add_sequence(call, rng.randint(1, 500), rng.randint(1, 50), rng.choice(["", "reader"]))
+            scheduler.add_sequence(call, rng.randint(1, 500), rng.randint(1, 50))
             lengths[call] = rng.randint(1, 50)
         step = scheduler.next()
         assert step is not None
@@ -196,12 +185,4 @@ def test_end_forgets_a_call_wherever_it_is() -> None:
     for call in (1, 2, 3, 99):
         scheduler.end(call)
     assert scheduler.idle
-    assert scheduler.next() is None
-
-
-def test_adapters_groups_vanish_with_their_last_sequence() -> None:
-    scheduler = Scheduler(LIMITS)
-    scheduler.add_sequence(1, 10, 10, "reader")
-    scheduler.next()
-    scheduler.end(1)
     assert scheduler.next() is None

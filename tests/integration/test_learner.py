@@ -1,0 +1,226 @@
+"""Training an adapter on the worker's loop: what it learns, that it survives a kill, that answers do not wait for it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
+from memoryd.compress.codec import CompressedEmbeddings
+from memoryd.engine.adapters import ALL_LINEAR, Adapters
+from memoryd.engine.base_model import BaseModel
+from memoryd.engine.request import Generation, LearnEvent, Learning, LearnSettings, Soft, TokenIds
+from memoryd.engine.runner import Runner
+from memoryd.engine.scheduler import Decode, Learn, Limits
+from memoryd.errors import FailedPrecondition, FingerprintMismatch, InvalidArgument
+from memoryd.learn import checkpoint
+from memoryd.learn.learner import RESULT, Learner
+from memoryd.learn.soft_packing import SoftPack
+from tests.integration.engine_parts import make_base, make_reader, make_runner, run, text, untrained
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+CHUNK = list(range(100, 140))
+QUESTIONS = {(40, 41, 42): (70, 71, 72), (43, 44): (80, 81), (45, 46, 47): (90,)}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> BaseModel:
+    return make_base("llama", tmp_path / "base")
+
+
+def new_runner(base: BaseModel, limits: Limits | None = None) -> Runner:
+    """On a copy of the base model: a process that was started again."""
+    return make_runner(dataclasses.replace(base, model=copy.deepcopy(base.model)), limits=limits)
+
+
+def soft_of(base: BaseModel) -> CompressedEmbeddings:
+    (x_KD,) = untrained(base).compress([CHUNK])
+    return CompressedEmbeddings(x_KD.to(torch.bfloat16).view(torch.uint16).numpy().tobytes(), len(x_KD))
+
+
+def lesson(base: BaseModel, directory: Path, *, eos: int = 0, **settings: object) -> Learning:
+    """Three questions, each over compressed embeddings, over text and over both."""
+    contexts: list[tuple[tuple[int, ...] | int, ...]] = [((5, 6), 0, (7,)), ((5, 6, 11, 12), (7,)), ((5,), 0, (11, 12, 7))]
+    packs = [SoftPack((), context, ((q, (*a, eos)),)) for context in contexts for q, a in QUESTIONS.items()]
+    chosen = LearnSettings(rank=4, alpha=8, learning_rate=1e-2, epochs=20, batch=3, checkpoint_seconds=0)
+    return Learning(
+        packs,
+        [soft_of(base)],
+        directory,
+        "tiny",
+        dataclasses.replace(chosen, **settings),  # type: ignore[arg-type]
+        compressor_fingerprint=untrained(base).fingerprint,
+    )
+
+
+def trained(runner: Runner, learning: Learning, call: int = 1) -> list[LearnEvent]:
+    runner.learn(call, learning)
+    events = run(runner)[call]
+    assert all(isinstance(event, LearnEvent) for event in events), events
+    return [event for event in events if isinstance(event, LearnEvent)]
+
+
+def test_what_was_learned_is_answered_by_the_adapter_alone(base: BaseModel, tmp_path: Path) -> None:
+    eos = base.eos_ids[0]
+    runner = new_runner(base)
+    learning = lesson(base, tmp_path / "run", eos=eos, epochs=60, rank=8, targets=ALL_LINEAR)
+    events = trained(runner, learning)
+    assert [event.step for event in events] == list(range(1, learning.steps + 1))
+    assert [bool(event.finish_reason) for event in events] == [False] * (learning.steps - 1) + [True]
+    assert events[-1].loss < 0.2 < events[0].loss
+    assert runner.held == 0
+
+    result = tmp_path / "run" / RESULT
+    config = (result / "adapter_config.json").read_bytes()
+    runner.load_adapter("ad", config, (result / "adapter_model.safetensors").read_bytes())
+    soft = Soft(learning.chunks[0])
+    for question, answer in QUESTIONS.items():
+        asked = [TokenIds([5, 6]), soft, TokenIds([7, *question])]
+        request = Generation(asked, 8, adapters=[("ad", 1.0)], compressor_fingerprint=learning.compressor_fingerprint)
+        runner.generate(1, request)
+        said = text(run(runner)[1])
+        assert said == base.tokenizer.decode(list(answer), skip_special_tokens=True)
+        runner.generate(1, dataclasses.replace(request, adapters=[]))
+        assert text(run(runner)[1]) != said
+
+
+def test_it_is_the_loss_that_peft_computes_and_it_loads_in_peft_as_it_is(base: BaseModel, tmp_path: Path) -> None:
+    """One step over one text example, against PEFT with the same first weights, torch's AdamW and cross-entropy."""
+    learning = lesson(base, tmp_path / "run", epochs=1, batch=1, learning_rate=1e-3)
+    pack = SoftPack((), ((5, 6, 11, 12, 7),), (((40, 41), (70, 71)),))
+    learning = dataclasses.replace(learning, packs=[pack], chunks=[])
+    (event,) = trained(new_runner(base), learning)
+
+    model = make_base("llama", tmp_path / "plain").model
+    torch.manual_seed(learning.settings.seed)
+    peft = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=list(learning.settings.targets)))
+    ids = torch.tensor([[5, 6, 11, 12, 7, 40, 41, 70, 71]])
+    labels = torch.where(torch.arange(9) >= 7, ids, -100)
+    assert event.loss == pytest.approx(float(peft(input_ids=ids, labels=labels).loss.detach()), rel=1e-4)
+    assert PeftModel.from_pretrained(make_base("llama", tmp_path / "again").model, tmp_path / "run" / RESULT)
+
+
+def test_the_reader_beneath_stays_as_it_is(tmp_path: Path) -> None:
+    reader = make_reader("llama", 0, tmp_path / "r", tmp_path / "reader")
+    base = make_base("llama", tmp_path / "base")
+    adapters_before = load_file(reader / "adapter_model.safetensors")
+    runner = make_runner(base, reader)
+    before = {name: p.clone() for name, p in base.model.named_parameters()}
+    learning = dataclasses.replace(lesson(base, tmp_path / "run", epochs=2), use_reader=True)
+    without = lesson(base, tmp_path / "other", epochs=2)
+    assert trained(runner, learning)[0].loss != trained(runner, without)[0].loss
+    for name, parameter in base.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.grad is None
+    state = runner._adapters.state("reader")
+    for name, value in adapters_before.items():
+        folded = 2 * value if "lora_B" in name else value  # alpha / r
+        torch.testing.assert_close(state[name], folded.float())
+
+
+def test_killed_at_any_step_it_goes_on_with_the_same_curve(base: BaseModel, tmp_path: Path) -> None:
+    whole = lesson(base, tmp_path / "whole", epochs=4)
+    trained(new_runner(base), whole)
+    for stop in (1, 5, 11):
+        learning = lesson(base, tmp_path / f"cut{stop}", epochs=4)
+        runner = new_runner(base)
+        runner.learn(1, learning)
+        while not any(isinstance(o.value, LearnEvent) and o.value.step == stop for o in runner.step()):
+            pass
+        runner = new_runner(base)
+        events = trained(runner, learning)
+        assert events[0].step == stop + 1
+        curves = [[row["loss"] for row in checkpoint.metrics(folder)] for folder in (whole.directory, learning.directory)]
+        assert curves[0] == pytest.approx(curves[1], abs=2e-4)
+
+
+def test_a_run_that_is_cancelled_gives_back_what_it_held(base: BaseModel, tmp_path: Path) -> None:
+    runner = new_runner(base)
+    runner.learn(1, lesson(base, tmp_path / "run"))
+    for _ in range(7):
+        runner.step()
+    runner.end(1)
+    assert runner.idle
+    assert runner.held == 0
+    assert not runner._adapters.has("learning/1")
+    assert not (tmp_path / "run" / RESULT).exists()
+
+
+def test_answers_do_not_wait_for_learning_and_are_what_they_are_without_it(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Generation([TokenIds([5, 300, 41])], 24)
+    runner = new_runner(base)
+    runner.generate(1, request)
+    alone = text(run(runner)[1])
+    runner = new_runner(base)
+    steps: list[str] = []
+    next_ = runner._scheduler.next
+
+    def spied() -> object:
+        step = next_()
+        steps.append(type(step).__name__)
+        return step
+
+    monkeypatch.setattr(runner._scheduler, "next", spied)
+    runner.learn(1, lesson(base, tmp_path / "run", epochs=3))
+    runner.step()
+    runner.generate(2, request)
+    values = run(runner)
+    assert text(values[2]) == alone
+    between = "".join("d" if name == Decode.__name__ else "l" if name == Learn.__name__ else "." for name in steps)
+    assert "ll" not in between[between.index("d") : between.rindex("d")]
+    assert Counter(steps)[Learn.__name__] > 0
+    assert any(isinstance(value, LearnEvent) and value.finish_reason for value in values[1])
+
+
+def test_micro_steps_keep_to_their_budget_and_change_nothing(base: BaseModel, tmp_path: Path) -> None:
+    losses = []
+    for tokens in (1, 64, 4096):
+        learning = lesson(base, tmp_path / f"run{tokens}", epochs=2)
+        runner = new_runner(base, Limits(prefill=16, learn=tokens))
+        losses.append([event.loss for event in trained(runner, learning)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-3)
+
+
+def test_two_memories_learn_side_by_side_each_as_alone(base: BaseModel, tmp_path: Path) -> None:
+    alone = [event.loss for event in trained(new_runner(base), lesson(base, tmp_path / "a", epochs=3))]
+    runner = new_runner(base)
+    runner.learn(1, lesson(base, tmp_path / "b", epochs=3))
+    runner.learn(2, lesson(base, tmp_path / "c", epochs=3))
+    values = run(runner)
+    for call in (1, 2):
+        assert [v.loss for v in values[call] if isinstance(v, LearnEvent)] == pytest.approx(alone, rel=1e-4)
+
+
+def test_what_cannot_be_learned_is_refused(base: BaseModel, tmp_path: Path) -> None:
+    runner = new_runner(base)
+    learning = lesson(base, tmp_path / "run")
+    with pytest.raises(InvalidArgument, match="no examples"):
+        runner.learn(1, dataclasses.replace(learning, packs=[]))
+    with pytest.raises(InvalidArgument, match="longer than"):
+        runner.learn(1, dataclasses.replace(learning, packs=[SoftPack((), (tuple([5] * 9000),), (((1,), (2,)),))]))
+    with pytest.raises(FingerprintMismatch):
+        runner.learn(1, dataclasses.replace(learning, compressor_fingerprint="another"))
+    with pytest.raises(FailedPrecondition, match="reader"):
+        runner.learn(1, dataclasses.replace(learning, use_reader=True))
+    with pytest.raises(InvalidArgument, match="no linear layers"):
+        Learner(1, lesson(base, tmp_path / "x", targets=("nothing",)), base, Adapters(base), 512)
+    runner.end(1)
+    assert runner.held == 0
+
+
+def test_metrics_are_rows_of_json(base: BaseModel, tmp_path: Path) -> None:
+    learning = lesson(base, tmp_path / "run", epochs=1)
+    trained(new_runner(base), learning)
+    rows = [json.loads(line) for line in (tmp_path / "run" / checkpoint.METRICS).read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["tokens"] > rows[0]["tokens"] > 0
