@@ -56,7 +56,7 @@ bench: install ## measure speed; writes docs/figures and the tables made from it
 quality: install ## measure answers: make quality DATA=folder [COMPRESSOR=folder, which opens or shuts its gate]
 	@test -n "$(DATA)" || { echo "say where the data is: make quality DATA=folder"; exit 2; }
 	$(BIN)/memoryd eval reader --data "$(DATA)"
-	test -z "$(COMPRESSOR)" || $(BIN)/memoryd eval compression --data "$(DATA)" --compressor "$(COMPRESSOR)" --gate
+	test -z "$(COMPRESSOR)" || $(BIN)/memoryd eval compression --data "$(DATA)" --compressor "$(COMPRESSOR)" --gate --keep .run/compression-answers.jsonl
 
 docs: install ## tables and pictures from docs/figures
 	$(BIN)/python -m memoryd.eval.figures

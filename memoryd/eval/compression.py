@@ -24,7 +24,7 @@ from memoryd.compress.card import OVER_FIRST, OVER_WRONG, RATIOS, Gate, read_car
 from memoryd.compress.load import is_own, load_compressor
 from memoryd.engine.adapters import READER, Adapters
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
-from memoryd.engine.reader import Refusal, reader_for, refusal_of
+from memoryd.engine.reader import Refusal, reader_fingerprint, reader_for, refusal_of
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.runner import to_bytes
 from memoryd.engine.tokenizer import TextTokenizer
@@ -32,6 +32,7 @@ from memoryd.eval.arms import AT_A_RATIO, INT8, show, slots
 from memoryd.eval.compression_data import SETS, Case, cases
 from memoryd.eval.figures import Row, render_all, write
 from memoryd.eval.generate import answers_of
+from memoryd.eval.kept_answers import KeptAnswers
 from memoryd.eval.metrics import bootstrap, exact, f1, mean, wilson
 from memoryd.learn.compressor_data import REPEAT
 from memoryd.learn.soft_packing import SoftPack, predict
@@ -40,6 +41,7 @@ from memoryd.recall.prompt import SoftSlot, assemble
 
 _MAX_TOKENS = 44
 _FOLLOW = 128  # tokens of the following text whose perplexity is measured
+_KEEP_EVERY = 8  # batches
 _KEEP = {8: 0.70, 16: 0.55}  # of the raw text's F1 on squad: what is aimed at
 _KEEP_INT8 = 0.98  # of the F1 that the same embeddings give as bfloat16
 
@@ -53,6 +55,7 @@ class Bench:
     compressor: Trainable
     tokenizer: TextTokenizer
     refusal: Refusal | None
+    kept: KeptAnswers
     made: dict[tuple[str, int], codec.CompressedEmbeddings] = field(default_factory=dict)
 
     def compressed(self, chunk: str, ratio: int, storage: codec.Storage) -> Any:
@@ -129,7 +132,9 @@ def _load(options: argparse.Namespace) -> Bench:
     reader = reader_for(options.compressor, base.fingerprint)
     adapters = Adapters(base, reader)
     compressor = load_compressor(options.compressor, base, adapters, options.ratios[0])
-    return Bench(base, adapters, compressor, TextTokenizer(path), refusal_of(reader) if reader else None)
+    refusal = refusal_of(reader) if reader else None
+    kept = KeptAnswers(options.keep, base.fingerprint, reader_fingerprint(reader) if reader else "", refusal, _MAX_TOKENS)
+    return Bench(base, adapters, compressor, TextTokenizer(path), refusal, kept)
 
 
 def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: int) -> list[str]:
@@ -150,11 +155,16 @@ def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: 
             ]
             prompts.append(torch.cat(pieces))
         blocks.append(len(prompt.numbered))
-    reads = READER if bench.adapters.has(READER) else ""
-    with bench.adapters.using(reads):
-        said = answers_of(
-            bench.base, bench.base.model, bench.tokenizer, prompts, _MAX_TOKENS, batch, f"{arm} {ratio}x", refusal=bench.refusal
-        )
+    keys = [bench.kept.key(prompt_TD) for prompt_TD in prompts]
+    todo = sorted((n for n, key in enumerate(keys) if bench.kept.get(key) is None), key=lambda n: len(prompts[n]))
+    with bench.adapters.using(READER):
+        for at in range(0, len(todo), _KEEP_EVERY * batch):
+            some = todo[at : at + _KEEP_EVERY * batch]
+            label = f"{arm} {ratio}x, {len(todo) - at} to go:"
+            given = (bench.base, bench.base.model, bench.tokenizer, [prompts[n] for n in some])
+            for n, answer in zip(some, answers_of(*given, _MAX_TOKENS, batch, label, refusal=bench.refusal), strict=True):
+                bench.kept.put(keys[n], answer)
+    said = [bench.kept.get(key) or "" for key in keys]
     return [split_citation(answer, count)[1] for answer, count in zip(said, blocks, strict=True)]
 
 
@@ -292,6 +302,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--texts", type=int, default=24, help="chunks to repeat and to continue")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="file that keeps answers: the same line again goes on where it was stopped")
     parser.add_argument("--no-int8", action="store_true", help="leave out the answers from embeddings stored as int8")
     parser.add_argument("--gate", action="store_true", help="write the verdict into the compressor's card")
     parser.add_argument("--quick", action="store_true", help="only print: docs/figures stays as it is")

@@ -162,6 +162,34 @@ def test_it_measures_and_writes_the_verdict(data: Path, path: Path, tmp_path: Pa
     assert main(["eval", "nothing"]) == 2
 
 
+def test_kept_answers_are_not_asked_for_again_and_not_taken_for_others(
+    data: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = tmp_path / "kept.jsonl"
+    where = ["--base", str(path), "--data", str(data), "--sets", "squad", "--limit", "2", "--texts", "1", "--chunks", "1"]
+    line = ["eval", "compression", *where, "--quick", "--no-int8", "--keep", str(keep)]
+    assert main([*line, "--ratios", "8"]) == 0
+    first = capsys.readouterr().out
+    lines = keep.read_text().splitlines()
+    assert len(lines) > 4
+    keep.write_text("\n".join(lines) + '\n["cut')
+    asked: list[int] = []
+
+    def spied(base: object, model: object, tokenizer: object, prompts: list[object], *_: object, **__: object) -> list[str]:
+        asked.append(len(prompts))
+        return ["Lisbon"] * len(prompts)
+
+    monkeypatch.setattr("memoryd.eval.compression.answers_of", spied)
+    assert main([*line, "--ratios", "8"]) == 0
+    assert capsys.readouterr().out == first
+    assert not asked
+    assert main([*line, "--ratios", "16"]) == 0
+    assert sum(asked) > 0, "another ratio makes other prompts"
+    before = keep.read_text()
+    assert main([*line[:-2], "--ratios", "8"]) == 0
+    assert keep.read_text() == before
+
+
 def test_a_compressor_of_another_kind_is_measured_at_its_own_ratio(
     data: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
