@@ -1,12 +1,17 @@
-"""The pooled compressor: a non-causal pass of the base model, mean pooling in groups of r, a projector.
+"""The pooled compressor: a non-causal pass of the base model, pooling in segments, a projector.
 
-For a group of r tokens let e be the mean of their token embeddings (in units of the embedding table's RMS) and h the
-mean of their last hidden states. The compressed embedding is
+A chunk of L tokens becomes k = ceil(L / r) compressed embeddings, each of a segment that ends with a token that was chosen: the
+k of the highest score. For a segment let e be the mean of its token embeddings, weighted by the softmax of their scores, and h
+the mean of its last hidden states. Its compressed embedding is
 
-    scale · table_rms · rmsnorm(e + projector(h)),        projector = RMSNorm, linear, GELU, linear
+    scale · table_rms · rmsnorm(rmsnorm(e) + projector(h)),        projector = RMSNorm, linear, GELU, linear
+    score of a token = rarity[token] + weigh(RMSNorm(its hidden state))
 
-The last linear layer starts at zero. Untrained it is thus the mean of the group's token embeddings, which a base model
-can already read in part, and training learns a correction to it; in short probes nothing else started from less loss.
+The last linear layer starts at zero, and so do the scores: untrained it is the mean of the token embeddings of groups of r
+tokens, which a base model can already read in part. Training starts the scores from how rare each token is in the corpus. So
+names and numbers begin as nearly what they are, while filler words share a slot: in short runs nothing else that was tried
+had as low a loss (docs/structure.md).
+
 Normalising the sum, and not only scaling it, keeps the output's RMS at that of real token embeddings whatever was
 learned, since pooling shrinks vectors and the frozen decoder has only ever seen that RMS.
 """
@@ -37,28 +42,36 @@ _SEED = 20240411  # of the first weights; any number, fixed so that everybody's 
 
 
 class Projector(nn.Module):
-    """h [.., d_model] to the correction [.., d_model]; `scale` is that of the compressed embedding as a whole."""
+    """h [.., d_model] to the correction [.., d_model]; `scale` is that of the compressed embedding as a whole; `rarity`
+    [vocabulary] and `weigh` score tokens."""
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, d_model: int, vocabulary: int) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(d_model, eps=1e-6)
         self.up = nn.Linear(d_model, d_model)
         self.down = nn.Linear(d_model, d_model)
+        self.weigh = nn.Linear(d_model, 1, bias=False)
+        self.rarity = nn.Parameter(torch.zeros(vocabulary))
         self.scale = nn.Parameter(torch.ones(()))
+
+    def scores(self, ids_BL: Tensor, h_BLD: Tensor) -> Tensor:
+        """How much each token is worth a slot of its own, [B, L]."""
+        weighed_BL1: Tensor = self.weigh(self.norm(h_BLD))
+        return self.rarity[ids_BL] + weighed_BL1[..., 0]
 
     def forward(self, h_D: Tensor) -> Tensor:
         correction_D: Tensor = self.down(gelu(self.up(self.norm(h_D))))
         return correction_D
 
     @classmethod
-    def untrained(cls, d_model: int) -> Projector:
-        """First weights: `down` is zero, `up` uniform from numpy's PCG64, whose stream is the same everywhere."""
-        projector = cls(d_model)
+    def untrained(cls, d_model: int, vocabulary: int) -> Projector:
+        """First weights: `down` and the scores zero, `up` uniform from numpy's PCG64, whose stream is the same everywhere."""
+        projector = cls(d_model, vocabulary)
         bound = 1 / np.sqrt(d_model)
         up = np.random.Generator(np.random.PCG64(_SEED)).random((d_model, d_model), dtype=np.float32)
         with torch.no_grad():
             projector.up.weight.copy_(torch.from_numpy((up * 2 - 1) * np.float32(bound)))
-            for parameter in (projector.up.bias, projector.down.weight, projector.down.bias):
+            for parameter in (projector.up.bias, projector.down.weight, projector.down.bias, projector.weigh.weight):
                 parameter.zero_()
         return projector
 
@@ -89,7 +102,9 @@ class PooledCompressor:
     @classmethod
     def untrained(cls, base: BaseModel, adapters: Adapters, ratio: int) -> PooledCompressor:
         """The compressor of the first weights, which has passed no gate."""
-        return cls(base, adapters, Projector.untrained(base.d_model).eval().requires_grad_(False), ratio, Gate())
+        return cls(
+            base, adapters, Projector.untrained(base.d_model, vocabulary_of(base)).eval().requires_grad_(False), ratio, Gate()
+        )
 
     @classmethod
     def load(cls, directory: Path, base: BaseModel, adapters: Adapters, ratio: int) -> PooledCompressor:
@@ -102,7 +117,7 @@ class PooledCompressor:
         if card.kind != KIND:
             raise FailedPrecondition(f"compressor in {directory} is of kind {card.kind!r}, not {KIND!r}")
         card.check_base(directory, base.fingerprint)
-        projector = Projector(base.d_model)
+        projector = Projector(base.d_model, vocabulary_of(base))
         try:
             projector.load_state_dict(load_file(directory / _WEIGHTS))
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -143,8 +158,14 @@ class PooledCompressor:
         with self._adapters.using(ENCODER):
             encoded = self._transformer(inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False)
 
-        e_BGD = _pool(embed_BLD, real_BL, r) / self._table_rms
-        soft_BGD = rms_norm(e_BGD + self.projector(_pool(encoded.last_hidden_state, real_BL, r)), (embed_BLD.shape[-1],))
+        h_BLD = encoded.last_hidden_state.float()
+        score_BL = self.projector.scores(ids_BL, h_BLD).masked_fill(~real_BL, float("-inf"))
+        segment_BL = _segments(score_BL.detach(), torch.tensor(lengths, device=device), r)
+        weight_BL = _softmax(score_BL, segment_BL, L // r).masked_fill(~real_BL, 0.0)
+        e_BGD = _mean(embed_BLD.float(), weight_BL, segment_BL, L // r)
+        correction_BGD = self.projector(_mean(h_BLD, real_BL.float(), segment_BL, L // r))
+        width = (embed_BLD.shape[-1],)
+        soft_BGD = rms_norm(rms_norm(e_BGD, width) + correction_BGD, width)
         soft_BGD = (self.projector.scale * self._table_rms * soft_BGD).to(embed_BLD.dtype)
         return [soft_GD[: -(-length // r)] for soft_GD, length in zip(soft_BGD, lengths, strict=True)]
 
@@ -159,12 +180,40 @@ def save(
         adapters.save(ENCODER, directory / ENCODER, base_name)
 
 
-def _pool(x_BLD: Tensor, real_BL: Tensor, r: int) -> Tensor:
-    """Means over the real positions of each group of r, [B, L/r, D] float32; zero where a group has none."""
-    B, L, D = x_BLD.shape
-    weight_BGr1 = real_BL.view(B, L // r, r, 1).float()
-    sum_BGD = (x_BLD.view(B, L // r, r, D).float() * weight_BGr1).sum(2)
-    return sum_BGD / weight_BGr1.sum(2).clamp(min=1)
+def vocabulary_of(base: BaseModel) -> int:
+    """Rows of its table of token embeddings."""
+    model: Any = base.model
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _segments(score_BL: Tensor, length_B: Tensor, r: int) -> Tensor:
+    """The segment of each token, [B, L]: as many for a row as groups of r would be; for padding one that is no row's."""
+    L = score_BL.shape[1]
+    at_L = torch.arange(L, device=score_BL.device)
+    real_BL = at_L < length_B[:, None]
+    # Among equals those that end a group of r: where nothing is scored, segments are groups.
+    ends_BL = (at_L % r == r - 1) | (at_L == length_B[:, None] - 1)
+    rank_BL = (score_BL + 1e-6 * ends_BL).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    count_B1 = ((length_B + r - 1) // r)[:, None]
+    chosen_BL = ((rank_BL < count_B1) & real_BL).long()
+    before_BL = chosen_BL.cumsum(1) - chosen_BL
+    return torch.where(real_BL, torch.minimum(before_BL, count_B1 - 1), L // r)
+
+
+def _softmax(score_BL: Tensor, segment_BL: Tensor, G: int) -> Tensor:
+    """exp(score), scaled so that the largest of each segment is 1: as much of a softmax as a weighted mean needs."""
+    lowest_BG = torch.full((len(score_BL), G + 1), float("-inf"), device=score_BL.device)
+    top_BG = lowest_BG.scatter_reduce(1, segment_BL, score_BL.detach(), "amax")
+    return torch.exp(score_BL - top_BG.gather(1, segment_BL).nan_to_num(neginf=0.0))
+
+
+def _mean(x_BLD: Tensor, weight_BL: Tensor, segment_BL: Tensor, G: int) -> Tensor:
+    """Weighted means over each of the first G segments, [B, G, D]; zero where a segment has no token."""
+    B, _, D = x_BLD.shape
+    index_BLD = segment_BL[..., None].expand(-1, -1, D)
+    sum_BGD = x_BLD.new_zeros(B, G + 1, D).scatter_add(1, index_BLD, x_BLD * weight_BL[..., None])
+    count_BG = weight_BL.new_zeros(B, G + 1).scatter_add(1, segment_BL, weight_BL)
+    return (sum_BGD / count_BG.clamp(min=1e-6)[..., None])[:, :G]
 
 
 def _weights(projector: Projector) -> dict[str, Tensor]:

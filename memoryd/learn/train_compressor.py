@@ -60,6 +60,8 @@ def train(
     """
     import torch
 
+    from memoryd.compress.pooled import vocabulary_of
+
     out.mkdir(parents=True, exist_ok=True)
     base = load_base_model(path, "bfloat16" if device.startswith("cuda") else "float32", device)
     parts = build(base, path, recipe, reader_path(base.fingerprint))
@@ -68,7 +70,10 @@ def train(
     )
     progress = Progress(**checkpoint.resume(out, _weights(parts), optimizer, device))
     say(f"continuing at step {progress.step} of {recipe.steps}" if progress.step else f"starting: {recipe.steps} steps")
-    texts = TextData(Corpus(corpus, parts.tokenizer), parts.tokenizer, recipe.seed, parts.compressor.chunk_tokens)
+    library = Corpus(corpus, parts.tokenizer)
+    if not progress.step:
+        parts.score(library.rarity(recipe.seed, vocabulary_of(base)))
+    texts = TextData(library, parts.tokenizer, recipe.seed, parts.compressor.chunk_tokens)
     questions = _questions(parts, recipe, qa) if any(stage.packs for stage in recipe.stages) else None
     packs = islice(questions.packs(), progress.packs, None) if questions else iter(())
     begun = saved = time.monotonic()

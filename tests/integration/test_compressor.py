@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memoryd.compress.card import Gate
-from memoryd.compress.pooled import PooledCompressor, Projector, save
+from memoryd.compress.pooled import PooledCompressor, Projector, _segments, save, vocabulary_of
 from memoryd.engine.adapters import ENCODER, Adapters, LoraLinear
 from memoryd.engine.base_model import BaseModel, load_base_model
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument
@@ -32,7 +32,7 @@ def trained(base: BaseModel, ratio: int = 4) -> PooledCompressor:
 
 def parts(base: BaseModel) -> tuple[Adapters, Projector]:
     torch.manual_seed(3)
-    projector, adapters = Projector(base.d_model), fresh(base)
+    projector, adapters = Projector(base.d_model, vocabulary_of(base)), fresh(base)
     with torch.no_grad():
         for parameter in [*projector.parameters(), *adapters.create(ENCODER, rank=4, alpha=8)]:
             parameter.normal_(std=0.3)
@@ -99,6 +99,35 @@ def test_untrained_it_is_the_mean_of_the_groups_token_embeddings(base: BaseModel
     torch.testing.assert_close(torch.cosine_similarity(made_KD, mean_KD), torch.ones(2))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_chunk_has_as_many_segments_as_groups_and_each_ends_with_one_of_the_best(seed: int) -> None:
+    torch.manual_seed(seed)
+    lengths, r, L = [1, 7, 16, 5], 4, 16
+    real_BL = torch.arange(L) < torch.tensor(lengths)[:, None]
+    score_BL = torch.randn(4, L).masked_fill(~real_BL, float("-inf"))
+    segment_BL = _segments(score_BL, torch.tensor(lengths), r)
+    for row, length in enumerate(lengths):
+        segments, k = segment_BL[row, :length].tolist(), -(-length // r)
+        assert sorted(set(segments)) == list(range(k)), "none is empty"
+        assert segments == sorted(segments)
+        ends = [max(i for i, s in enumerate(segments) if s == segment) for segment in range(k - 1)]
+        best = set(score_BL[row, :length].topk(k).indices.tolist())
+        assert set(ends) <= best
+        assert set(segment_BL[row, length:].tolist()) <= {L // r}
+
+
+def test_what_is_rare_has_a_slot_of_its_own_and_what_is_common_shares_one(base: BaseModel) -> None:
+    rare = [50, 51, 52, 53]
+    chunk = [5, 6, 7, *rare, 5, 6, 7, 8, 9, 6, 7, 5, 6]
+    projector = Projector.untrained(base.d_model, vocabulary_of(base)).requires_grad_(False)
+    projector.rarity[rare] = 20.0
+    (made_KD,) = PooledCompressor(base, fresh(base), projector, 4, Gate()).compress([chunk])
+    rare_KD = base.model.get_input_embeddings()(torch.tensor(rare))
+    torch.testing.assert_close(torch.cosine_similarity(made_KD[:3], rare_KD[:3]), torch.ones(3))
+    torch.testing.assert_close(torch.cosine_similarity(made_KD[3:], rare_KD[3:]), torch.ones(1))
+    assert len(made_KD) == 4
+
+
 def test_fingerprint_is_of_weights_ratio_and_base_model(base: BaseModel) -> None:
     one = untrained(base)
     assert one.fingerprint == untrained(base).fingerprint
@@ -154,7 +183,7 @@ def test_peft_reads_the_encoder(base: BaseModel, tmp_path: Path) -> None:
 def test_training_reaches_encoder_and_projector(base: BaseModel) -> None:
     adapters = fresh(base)
     encoder = adapters.create(ENCODER, rank=4, alpha=8)
-    projector = Projector.untrained(base.d_model)
+    projector = Projector.untrained(base.d_model, vocabulary_of(base))
     with torch.no_grad():
         projector.down.weight.normal_(std=0.1)
     soft = PooledCompressor(base, adapters, projector, 4, Gate()).encode(CHUNKS, 8)

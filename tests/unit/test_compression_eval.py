@@ -141,7 +141,7 @@ def test_it_measures_and_writes_the_verdict(data: Path, path: Path, tmp_path: Pa
     base = load_base_model(path)
     adapters = Adapters(base)
     adapters.create(ENCODER, rank=2, alpha=2)
-    pooled.save(tmp_path, base, "tiny", adapters, Projector.untrained(base.d_model), {})
+    pooled.save(tmp_path, base, "tiny", adapters, Projector.untrained(base.d_model, pooled.vocabulary_of(base)), {})
     sizes = ["--limit", "1", "--texts", "2", "--chunks", "1", "--ratios", "8", "--quick", "--gate"]
     where = ["--base", str(path), "--data", str(data), "--compressor", str(tmp_path)]
     assert main(["eval", "compression", *where, *sizes]) == 0
