@@ -43,7 +43,7 @@ Made by `memoryd train-compressor`.
 """
 
 _HEADS = {
-    "pooled": "means of groups of hidden states; projector in `projector.safetensors`",
+    "pooled": "means of segments that end at chosen tokens; scores and projector in `projector.safetensors`",
     "autocompressor": "learned summary tokens in `slots.safetensors`; their last hidden states, accumulated over segments",
     "icae": "learned memory slots in `slots.safetensors`; their last hidden states",
 }
