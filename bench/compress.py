@@ -20,7 +20,7 @@ from memoryd.compress.card import RATIOS
 from memoryd.compress.chunker import chunk_text
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
-from memoryd.engine.base_model import load_base_model
+from memoryd.engine.base_model import BaseModel, load_base_model
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.runner import to_bytes
 from memoryd.engine.tokenizer import TextTokenizer
@@ -34,7 +34,7 @@ def compress(data_dir: Path) -> list[Row]:
     """Each chunk goes through the forward pass, then through the compressor, so that both meet the same machine."""
     path = next((data_dir / "models").iterdir())
     base, tokenizer = load_base_model(path), TextTokenizer(path)
-    compressor = PooledCompressor.untrained(base, Adapters(base), 4)
+    compressor = as_trained(base, Adapters(base), 4)
     forward: Callable[..., object] = base.model.base_model
     chunks = [tokenizer.encode(text)[:CHUNK] for text, _ in zip(texts(4000, seed=8), range(CHUNKS + 2), strict=False)]
     floor, ours = [], []
@@ -50,6 +50,13 @@ def compress(data_dir: Path) -> list[Row]:
         stored = codec.encode(to_bytes(soft), fingerprint="0" * 64, chunk_sha256="0" * 64)
         rows.append(row(f"compress: stored at {ratio}x, bf16", len(stored) / CHUNK, "bytes/token"))
     return [*rows, *stored_of_the_book(compressor, tokenizer)]
+
+
+def as_trained(base: BaseModel, adapters: Adapters, ratio: int) -> PooledCompressor:
+    """One that does all the work of a trained one: an untrained one needs no pass of the encoder, and makes none."""
+    compressor = PooledCompressor.untrained(base, adapters, ratio)
+    compressor.projector.down.weight.fill_(1e-3)
+    return compressor
 
 
 def stored_of_the_book(compressor: PooledCompressor, tokenizer: TextTokenizer) -> list[Row]:

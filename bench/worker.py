@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the worker does, befor
 import psutil
 import torch
 
-from memoryd.compress.pooled import PooledCompressor
+from bench.compress import as_trained
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import ensure_base_model, load_base_model
 from memoryd.engine.reader import reader_path
@@ -70,7 +70,7 @@ def main() -> None:
         encoder = load_retrieval_encoder(arguments.data_dir)
         reader = reader_path(base.fingerprint)
         adapters = Adapters(base, reader)
-        compressor = PooledCompressor.untrained(base, adapters, 4)
+        compressor = as_trained(base, adapters, 4)
         base = replace(base, eos_ids=())  # answers of one length
     say("load, after imports", f"{taken.wall:9.2f} s wall {taken.cpu:9.2f} CPU-s")
     runner = Runner(base, adapters, compressor, encoder, Limits())

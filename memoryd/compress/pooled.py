@@ -10,7 +10,8 @@ the mean of its last hidden states. Its compressed embedding is
 The last linear layer starts at zero, and so do the scores: untrained it is the mean of the token embeddings of groups of r
 tokens, which a base model can already read in part. Training starts the scores from how rare each token is in the corpus. So
 names and numbers begin as nearly what they are, while filler words share a slot: in short runs nothing else that was tried
-had as low a loss (docs/structure.md).
+had as low a loss (docs/structure.md). As long as both layers that read hidden states are zero, and do not learn, the pass is
+left out: nothing depends on it.
 
 Normalising the sum, and not only scaling it, keeps the output's RMS at that of real token embeddings whatever was
 learned, since pooling shrinks vectors and the frozen decoder has only ever seen that RMS.
@@ -58,6 +59,11 @@ class Projector(nn.Module):
         """How much each token is worth a slot of its own, [B, L]."""
         weighed_BL1: Tensor = self.weigh(self.norm(h_BLD))
         return self.rarity[ids_BL] + weighed_BL1[..., 0]
+
+    @property
+    def blind(self) -> bool:
+        """Whether hidden states change nothing: not what is made, and not what is learned."""
+        return not any(bool(layer.weight.requires_grad or layer.weight.any()) for layer in (self.down, self.weigh))
 
     def forward(self, h_D: Tensor) -> Tensor:
         correction_D: Tensor = self.down(gelu(self.up(self.norm(h_D))))
@@ -153,12 +159,7 @@ class PooledCompressor:
         device = self._embed.weight.device
         ids_BL, real_BL = ids_BL.to(device), real_BL.to(device)
         embed_BLD = self._embed(ids_BL)
-        # A mask of four dimensions is used as it is, instead of a causal one: every position sees the real ones.
-        mask_B1LL = real_BL[:, None, None, :].expand(B, 1, L, L)
-        with self._adapters.using(ENCODER):
-            encoded = self._transformer(inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False)
-
-        h_BLD = encoded.last_hidden_state.float()
+        h_BLD = torch.zeros_like(embed_BLD).float() if self.projector.blind else self._hidden(embed_BLD, real_BL)
         score_BL = self.projector.scores(ids_BL, h_BLD).masked_fill(~real_BL, float("-inf"))
         segment_BL = _segments(score_BL.detach(), torch.tensor(lengths, device=device), r)
         weight_BL = _softmax(score_BL, segment_BL, L // r).masked_fill(~real_BL, 0.0)
@@ -168,6 +169,16 @@ class PooledCompressor:
         soft_BGD = rms_norm(rms_norm(e_BGD, width) + correction_BGD, width)
         soft_BGD = (self.projector.scale * self._table_rms * soft_BGD).to(embed_BLD.dtype)
         return [soft_GD[: -(-length // r)] for soft_GD, length in zip(soft_BGD, lengths, strict=True)]
+
+    def _hidden(self, embed_BLD: Tensor, real_BL: Tensor) -> Tensor:
+        """The last hidden states, [B, L, D], in float32."""
+        B, L = real_BL.shape
+        # A mask of four dimensions is used as it is, instead of a causal one: every position sees the real ones.
+        mask_B1LL = real_BL[:, None, None, :].expand(B, 1, L, L)
+        with self._adapters.using(ENCODER):
+            encoded = self._transformer(inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False)
+        h_BLD: Tensor = encoded.last_hidden_state.float()
+        return h_BLD
 
 
 def save(

@@ -99,6 +99,22 @@ def test_untrained_it_is_the_mean_of_the_groups_token_embeddings(base: BaseModel
     torch.testing.assert_close(torch.cosine_similarity(made_KD, mean_KD), torch.ones(2))
 
 
+def test_a_pass_that_nothing_depends_on_is_left_out(base: BaseModel) -> None:
+    passes: list[None] = []
+    hook = base.model.base_model.register_forward_hook(lambda *_: passes.append(None))
+    compressor = untrained(base)
+    blind = compressor.encode(CHUNKS, 4)
+    assert not passes
+    compressor.projector.down.weight.requires_grad_()  # it is to learn, so it must see
+    seeing = compressor.encode(CHUNKS, 4)
+    hook.remove()
+    assert len(passes) == 1
+    for without_KD, with_KD in zip(blind, seeing, strict=True):
+        torch.testing.assert_close(without_KD, with_KD)
+    seeing[0].sum().backward()
+    assert compressor.projector.down.weight.grad is not None
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_chunk_has_as_many_segments_as_groups_and_each_ends_with_one_of_the_best(seed: int) -> None:
     torch.manual_seed(seed)

@@ -177,7 +177,7 @@ def test_recipes() -> None:
 
 def test_the_command_line(model: Path, corpus: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["train-compressor", "--base", str(model), "--corpus", str(corpus), "--out", str(tmp_path / "out")]
-    assert main([*common, "--qa", str(folder), "--recipe", "cpu", "--scale", "0.001", "--device", "cpu"]) == 0
+    assert main([*common, "--qa", str(folder), "--recipe", "cpu", "--scale", "0.0005", "--device", "cpu"]) == 0
     assert "done at step 2" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "compressor" / "config.json").read_text())["kind"] == "pooled"
     assert main([*common[:3], "--corpus", str(tmp_path), "--qa", str(folder), "--out", str(tmp_path / "x")]) == 1
