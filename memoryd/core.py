@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 MetadataValue = str | float | bool | datetime
 Metadata = Mapping[str, MetadataValue]
@@ -36,6 +37,8 @@ class JobKind(enum.StrEnum):
     COMPRESS = "compress"  # chunk, index and compress one document
     ERASE = "erase"  # purge what a deleted document or memory left
     REINDEX = "reindex"  # rebuild a tenant's vectors from kept text
+    STUDY = "study"  # make examples of a memory's passages
+    LEARN = "learn"  # train, judge and publish a memory's adapter
 
 
 class JobState(enum.IntEnum):
@@ -160,6 +163,58 @@ class Source:
     dense_score: float = 0.0
 
 
+class Origin(enum.IntEnum):
+    """Where an example came from; the numbers are those of the proto."""
+
+    SUPPLIED = 1
+    FEEDBACK = 2
+    SELF_STUDY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A question, its answer, and the documents that it rests on: it goes with them."""
+
+    tenant: str
+    memory: str
+    id: str
+    question: str
+    answer: str
+    origin: Origin
+    create_time: datetime
+    documents: tuple[str, ...] = ()
+
+
+class AdapterState(enum.IntEnum):
+    """Whether an adapter may be served; the numbers are those of the proto."""
+
+    KEPT = 1
+    ACTIVE = 2
+    TAINTED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """One immutable version of a memory's LoRA, and what made it. `base`, `reader` and `compressor` are fingerprints;
+    `parent` is the adapter that was in use when it was trained. `documents` counts those that it was trained with."""
+
+    tenant: str
+    memory: str
+    id: str
+    create_time: datetime
+    fingerprint: str
+    base: str
+    reader: str
+    compressor: str
+    size_bytes: int
+    state: AdapterState = AdapterState.KEPT
+    parent: str = ""
+    examples: int = 0
+    documents: int = 0
+    judgement: Mapping[str, Any] = field(default_factory=dict)
+    """As `learn/judge.py` makes it; empty for an imported one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
@@ -246,6 +301,19 @@ def document_prefix(tenant: str, memory: str, document: str) -> str:
 def embeddings_key(document: Document, compressor: str, chunk: int) -> str:
     """Blob key of the compressed embeddings that the compressor of this fingerprint made of a chunk."""
     return f"{document_prefix(document.tenant, document.memory, document.id)}{compressor[:16]}/{chunk}"
+
+
+def adapter_prefix(tenant: str, memory: str, adapter: str) -> str:
+    """Blob prefix under which an adapter's files lie: beside the documents of its memory, so that no id is both."""
+    return document_prefix(tenant, memory, adapter)
+
+
+def adapter_name(memory: str, adapter: str) -> str:
+    return f"memories/{memory}/adapters/{adapter}"
+
+
+def example_name(memory: str, example: str) -> str:
+    return f"memories/{memory}/examples/{example}"
 
 
 def memory_name(memory: str) -> str:

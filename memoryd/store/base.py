@@ -13,13 +13,17 @@ from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 from memoryd.core import (
+    Adapter,
     ApiKey,
     Chunk,
     Document,
+    Example,
     Job,
+    JobKind,
     Kind,
     Memory,
     Metadata,
+    Origin,
     Passage,
     Request,
     Stage,
@@ -101,7 +105,8 @@ class Ledger(Protocol):
 
     def delete_memory(self, tenant: str, memory: str, request: Request | None) -> Job:
         """One transaction: the memory and its documents are unreachable, their jobs cancelled, an ERASE job is pending
-        (target: the memory's name; payload: memory). NotFound; a repeat of the same request returns the same job."""
+        (target: the memory's name; payload: memory). Its examples are gone, its adapters tainted. NotFound; a repeat of the
+        same request returns the same job."""
 
     # documents
     def write_document(
@@ -134,13 +139,14 @@ class Ledger(Protocol):
         """Those of the ids that exist and are not deleted."""
 
     def recorded(self, tenant: str, documents: Sequence[str]) -> set[str]:
-        """Those of the ids that have a row, deleted or not."""
+        """Those of the ids, of documents or adapters, that have a row, deleted or not."""
 
     def list_documents(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Document]:
         """NotFound where there is no such memory."""
 
     def delete_document(self, tenant: str, memory: str, document: str, request: Request | None) -> Job:
-        """As delete_memory, for one document (payload: memory, document)."""
+        """As delete_memory, for one document (payload: memory, document): examples that rest on it are gone, adapters that were
+        trained with it are tainted, and instead of an active one its nearest clean ancestor is. Learning begins anew."""
 
     def set_stage(self, tenant: str, document: str, stage: Stage) -> bool:
         """Moves a document on (never back). False where it is deleted."""
@@ -193,6 +199,63 @@ class Ledger(Protocol):
 
     def all_documents(self, tenant: str, after: str = "", limit: int = 256) -> Sequence[Document]:
         """A tenant's live documents by id, those above `after` (for reindexing)."""
+
+    # learning
+    def add_examples(
+        self,
+        tenant: str,
+        memory: str,
+        new: Sequence[tuple[str, str, Sequence[str]]],
+        origin: Origin,
+        request: Request | None,
+    ) -> tuple[Sequence[Example], int]:
+        """Of each (question, answer, documents that it rests on) the example; and how many of them were there already, with
+        that question and answer. NotFound (the memory, or a document of it); RequestIdReused."""
+
+    def list_examples(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Example]:
+        """NotFound where there is no such memory."""
+
+    def delete_example(self, tenant: str, memory: str, example: str) -> None:
+        """NotFound."""
+
+    def request_learning(
+        self, tenant: str, memory: str, kind: JobKind, payload: dict[str, str], request: Request | None
+    ) -> Job:
+        """The memory's unfinished job of this kind (STUDY or LEARN; target: the memory's name); a new one where there is
+        none. NotFound; RequestIdReused."""
+
+    def add_adapter(self, adapter: Adapter, documents: Sequence[str], activate: bool) -> Adapter | None:
+        """Records an adapter whose bytes are in blobs, and the documents that it was trained with. None, and nothing is
+        recorded, where the memory or one of them is deleted. Activated only where its parent is still what is in use."""
+
+    def get_adapter(self, tenant: str, memory: str, adapter: str) -> Adapter:
+        """NotFound."""
+
+    def list_adapters(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Adapter]:
+        """NotFound where there is no such memory."""
+
+    def active_adapters(self, tenant: str, memories: Sequence[str]) -> dict[str, Adapter]:
+        """Of those memories that have one."""
+
+    def activate_adapter(self, tenant: str, memory: str, adapter: str) -> Adapter:
+        """NotFound; FailedPrecondition where it is tainted."""
+
+    def roll_back_adapter(self, tenant: str, memory: str) -> Adapter | None:
+        """Activates the nearest clean ancestor of the active one, which is returned; None is none. FailedPrecondition where
+        none is active; NotFound."""
+
+    def delete_adapter(self, tenant: str, memory: str, adapter: str) -> Job:
+        """One transaction: rolled back where it is active, gone, and an ERASE job is pending (payload: memory, adapter).
+        NotFound."""
+
+    def tainted_adapters(self, tenant: str, memory: str) -> Sequence[Adapter]:
+        """Those whose bytes are not purged yet, of live and deleted memories of that id."""
+
+    def purged_adapter(self, tenant: str, adapter: str) -> None:
+        """A tainted adapter has no bytes any more."""
+
+    def unlearned_tokens(self, tenant: str, memory: str) -> tuple[int, datetime | None]:
+        """Base-model tokens of documents written since the newest adapter was made, and when that was. NotFound."""
 
     # jobs
     def add_job(self, tenant: str, kind: str, target: str, payload: dict[str, str]) -> Job: ...

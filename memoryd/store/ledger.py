@@ -6,12 +6,13 @@ from memoryd.store.database import Database
 from memoryd.store.ledger_deleted import DeletedRows
 from memoryd.store.ledger_documents import DocumentRows
 from memoryd.store.ledger_jobs import JobRows
+from memoryd.store.ledger_learning import LearningRows
 from memoryd.store.ledger_memories import MemoryRows
 from memoryd.store.ledger_spans import SpanRows
 from memoryd.store.ledger_tenants import TenantRows
 
 
-class SqlLedger(TenantRows, MemoryRows, DocumentRows, DeletedRows, SpanRows, JobRows):
+class SqlLedger(TenantRows, MemoryRows, DocumentRows, DeletedRows, SpanRows, JobRows, LearningRows):
     """`base.Ledger`. One instance is shared by all threads."""
 
     def __init__(self, url: str) -> None:

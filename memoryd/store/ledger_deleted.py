@@ -10,7 +10,8 @@ from memoryd.core import Chunk, Document, Job, JobKind, Request, document_name
 from memoryd.errors import NotFound
 from memoryd.store.ledger_jobs import cancel_jobs, insert_job, read_job
 from memoryd.store.ledger_part import LedgerPart, batches, document_of, live, remember, result_of
-from memoryd.store.schema import chunks, documents, jobs, memories, passages
+from memoryd.store.ledger_taint import delete_adapter_rows, taint_document
+from memoryd.store.schema import adapters, chunks, documents, jobs, memories, passages
 
 
 class DeletedRows(LedgerPart):
@@ -53,6 +54,7 @@ class DeletedRows(LedgerPart):
                     conn.execute(delete(part).where(part.c.tenant == tenant, part.c.document.in_(erased)))
                 conn.execute(delete(table).where(table.c.tenant == tenant, table.c.id.in_(erased)))
                 count += len(erased)
+            _erase_learned(conn, tenant, memory)
             held = exists().where(table.c.tenant == memories.c.tenant, table.c.memory_uid == memories.c.uid)
             conn.execute(
                 delete(memories).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone != "", ~held)
@@ -76,6 +78,13 @@ class DeletedRows(LedgerPart):
         return [Chunk(**row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
 
 
+def _erase_learned(conn: Connection, tenant: str, memory: str) -> None:
+    """Adapters of deleted memories of that id: their bytes are purged. Their examples went with the delete."""
+    gone = select(memories.c.uid).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone != "")
+    of_gone = (adapters.c.tenant == tenant) & adapters.c.memory_uid.in_(gone)
+    delete_adapter_rows(conn, tenant, conn.execute(select(adapters.c.id).where(of_gone)).scalars().all())
+
+
 _documents = documents  # for methods whose argument takes the name
 
 
@@ -85,6 +94,7 @@ def bury(conn: Connection, tenant: str, memory: str, document: str, after: str =
     if conn.execute(update(documents).where(this).values(tombstone=document)).rowcount == 0:
         raise NotFound("no such document")
     cancel_jobs(conn, tenant, select(documents.c.id).where(documents.c.tenant == tenant, documents.c.id == document))
+    taint_document(conn, tenant, memory, document)
     return insert_job(conn, tenant, JobKind.ERASE, document_name(memory, document), _erase(memory, document, after))
 
 

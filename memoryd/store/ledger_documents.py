@@ -15,7 +15,7 @@ from memoryd.store.ledger_jobs import insert_job, read_job
 from memoryd.store.ledger_memories import find_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, document_of, live, remember, result_of
 from memoryd.store.paging import read_page
-from memoryd.store.schema import chunks, documents, jobs
+from memoryd.store.schema import adapters, chunks, documents, jobs
 
 
 class DocumentRows(LedgerPart):
@@ -94,12 +94,12 @@ class DocumentRows(LedgerPart):
     def recorded(self, tenant: str, documents: Sequence[str]) -> set[str]:
         def query(conn: Connection) -> set[str]:
             found = (
-                conn.execute(select(table.c.id).where(table.c.tenant == tenant, table.c.id.in_(ids))).scalars()
+                conn.execute(select(rows.c.id).where(rows.c.tenant == tenant, rows.c.id.in_(ids))).scalars()
                 for ids in batches(documents)
+                for rows in (_documents, adapters)  # whose blobs lie side by side
             )
             return {id_ for batch in found for id_ in batch}
 
-        table = _documents
         return self._db.read(query)
 
     def list_documents(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Document]:

@@ -11,6 +11,7 @@ from memoryd.errors import AlreadyExists, NotFound
 from memoryd.store.base import Page
 from memoryd.store.ledger_jobs import cancel_jobs, insert_job, read_job
 from memoryd.store.ledger_part import LedgerPart, remember, require_tenant, result_of
+from memoryd.store.ledger_taint import taint_memory
 from memoryd.store.paging import read_page
 from memoryd.store.schema import documents, memories
 
@@ -115,6 +116,7 @@ class MemoryRows(LedgerPart):
             cancel_jobs(conn, tenant, select(documents.c.id).where(of_memory))
             conn.execute(update(documents).where(of_memory, documents.c.tombstone == "").values(tombstone=documents.c.id))
             conn.execute(update(memories).where(memories.c.tenant == tenant, memories.c.uid == uid).values(tombstone=uid))
+            taint_memory(conn, tenant, memory, uid)
             job = insert_job(conn, tenant, JobKind.ERASE, memory_name(memory), {"memory": memory})
             remember(conn, tenant, request, job.id)
             return job

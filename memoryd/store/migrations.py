@@ -60,6 +60,30 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         "CREATE INDEX jobs_by_time ON jobs (tenant, create_time, id)",
         "CREATE INDEX jobs_by_document ON jobs (tenant, document)",
     ),
+    # 2: examples and adapters
+    (
+        """CREATE TABLE examples (
+            tenant TEXT NOT NULL, id TEXT NOT NULL, memory TEXT NOT NULL, memory_uid TEXT NOT NULL, sha256 TEXT NOT NULL,
+            question TEXT NOT NULL, answer TEXT NOT NULL, origin INTEGER NOT NULL, create_time BIGINT NOT NULL,
+            PRIMARY KEY (tenant, id), UNIQUE (tenant, memory_uid, sha256),
+            FOREIGN KEY (tenant, memory_uid) REFERENCES memories (tenant, uid))""",
+        "CREATE INDEX examples_by_time ON examples (tenant, memory_uid, create_time, id)",
+        """CREATE TABLE example_documents (
+            tenant TEXT NOT NULL, example TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (tenant, example, document),
+            FOREIGN KEY (tenant, example) REFERENCES examples (tenant, id))""",
+        "CREATE INDEX example_documents_by_document ON example_documents (tenant, document)",
+        """CREATE TABLE adapters (
+            tenant TEXT NOT NULL, id TEXT NOT NULL, memory TEXT NOT NULL, memory_uid TEXT NOT NULL, state INTEGER NOT NULL,
+            parent TEXT NOT NULL, fingerprint TEXT NOT NULL, base TEXT NOT NULL, reader TEXT NOT NULL,
+            compressor TEXT NOT NULL, examples INTEGER NOT NULL, documents INTEGER NOT NULL, size_bytes BIGINT NOT NULL,
+            judgement TEXT NOT NULL, create_time BIGINT NOT NULL, PRIMARY KEY (tenant, id),
+            FOREIGN KEY (tenant, memory_uid) REFERENCES memories (tenant, uid))""",
+        "CREATE INDEX adapters_by_time ON adapters (tenant, memory_uid, create_time, id)",
+        """CREATE TABLE adapter_documents (
+            tenant TEXT NOT NULL, adapter TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (tenant, adapter, document),
+            FOREIGN KEY (tenant, adapter) REFERENCES adapters (tenant, id))""",
+        "CREATE INDEX adapter_documents_by_document ON adapter_documents (tenant, document)",
+    ),
 )
 
 

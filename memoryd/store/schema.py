@@ -211,3 +211,54 @@ jobs = Table(
     Column("create_time", Time, nullable=False),
     Column("end_time", Time),
 )
+
+examples = Table(
+    "examples",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("memory", Text, nullable=False),
+    Column("memory_uid", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("question", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("origin", Integer, nullable=False),
+    Column("create_time", Time, nullable=False),
+)
+
+example_documents = Table(
+    "example_documents",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("example", Text, primary_key=True),
+    Column("document", Text, primary_key=True),
+)
+
+adapters = Table(
+    "adapters",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("memory", Text, nullable=False),
+    Column("memory_uid", Text, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("parent", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("base", Text, nullable=False),
+    Column("reader", Text, nullable=False),
+    Column("compressor", Text, nullable=False),
+    Column("examples", Integer, nullable=False),
+    Column("documents", Integer, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("judgement", Json, nullable=False),
+    Column("create_time", Time, nullable=False),
+)
+
+# Every document that had a part in it: those that examples rest on, and those that were only shown beside them.
+adapter_documents = Table(
+    "adapter_documents",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("adapter", Text, primary_key=True),
+    Column("document", Text, primary_key=True),
+)

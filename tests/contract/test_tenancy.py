@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from memoryd.core import JobKind, Request, Stage, now
+from memoryd.core import Adapter, JobKind, Origin, Request, Stage, new_id, now
 from memoryd.errors import MemorydError, NotFound
 from memoryd.store.base import Blobs, Cache, Index, Ledger
 from tests.contract.rows import chunk, index_row, memory, passage, vector, write
@@ -24,6 +24,16 @@ HIDDEN: dict[str, Callable[[Ledger, str, str], object]] = {
     "get_job": lambda ledger, d, j: ledger.get_job("other", j),
     "cancel_job": lambda ledger, d, j: ledger.cancel_job("other", j),
     "retry_job": lambda ledger, d, j: ledger.retry_job("other", j),
+    "add_examples": lambda ledger, d, j: ledger.add_examples("other", "m", [("q", "a", [d])], Origin.SUPPLIED, None),
+    "list_examples": lambda ledger, d, j: ledger.list_examples("other", "m", 10, ""),
+    "delete_example": lambda ledger, d, j: ledger.delete_example("other", "m", _example(ledger)),
+    "request_learning": lambda ledger, d, j: ledger.request_learning("other", "m", JobKind.LEARN, {}, None),
+    "get_adapter": lambda ledger, d, j: ledger.get_adapter("other", "m", _adapter(ledger)),
+    "list_adapters": lambda ledger, d, j: ledger.list_adapters("other", "m", 10, ""),
+    "activate_adapter": lambda ledger, d, j: ledger.activate_adapter("other", "m", _adapter(ledger)),
+    "roll_back_adapter": lambda ledger, d, j: ledger.roll_back_adapter("other", "m"),
+    "delete_adapter": lambda ledger, d, j: ledger.delete_adapter("other", "m", _adapter(ledger)),
+    "unlearned_tokens": lambda ledger, d, j: ledger.unlearned_tokens("other", "m"),
     "revoke_key": lambda ledger, d, j: ledger.revoke_key("other", ledger.list_keys("acme")[0].id),
 }
 
@@ -52,6 +62,10 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
     "release_job": lambda ledger, d, j: ledger.release_job("other", j, "w"),
     "finish_job": lambda ledger, d, j: ledger.finish_job("other", j, "w", {}),
     "fail_job": lambda ledger, d, j: ledger.fail_job("other", j, "w", "x", now() + timedelta(hours=1)),
+    "active_adapters": lambda ledger, d, j: ledger.active_adapters("other", ["m"]),
+    "tainted_adapters": lambda ledger, d, j: ledger.tainted_adapters("other", "m"),
+    "purged_adapter": lambda ledger, d, j: ledger.purged_adapter("other", _adapter(ledger)),
+    "add_adapter": lambda ledger, d, j: ledger.add_adapter(_new_adapter("other"), [d], True),
     "usage": lambda ledger, d, j: ledger.usage("other").documents,
 }
 
@@ -75,6 +89,8 @@ def test_the_ledger_shows_nothing_of_another_tenant(ledger: Ledger, method: str)
     written = write(ledger, "text", request=Request("r", "d"))
     id_, job = written.document.id, written.job.id
     ledger.add_chunks("acme", id_, [chunk(id_, 0)], [passage(id_, 0)])
+    ledger.add_examples("acme", "m", [("q", "a", [id_])], Origin.SUPPLIED, None)
+    ledger.add_adapter(_new_adapter("acme"), [id_], True)
     for _ in range(2):
         ledger.claim_job("w", 60)
     before = _state(ledger, id_, job)
@@ -96,7 +112,21 @@ def _state(ledger: Ledger, document: str, job: str) -> object:
         ledger.passages("acme", document),
         ledger.list_keys("acme"),
         ledger.usage("acme"),
+        ledger.list_examples("acme", "m", 10, ""),
+        ledger.list_adapters("acme", "m", 10, ""),
     )
+
+
+def _new_adapter(tenant: str) -> Adapter:
+    return Adapter(tenant, "m", new_id(), now(), "f" * 64, "base", "", "c", 1)
+
+
+def _adapter(ledger: Ledger) -> str:
+    return ledger.list_adapters("acme", "m", 1, "").items[0].id
+
+
+def _example(ledger: Ledger) -> str:
+    return ledger.list_examples("acme", "m", 1, "").items[0].id
 
 
 def test_one_request_id_is_two_requests_in_two_tenants(ledger: Ledger) -> None:

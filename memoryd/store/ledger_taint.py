@@ -1,0 +1,99 @@
+"""What deleting does to what was learned: examples go with the documents that they rest on, adapters that saw them are tainted.
+
+In the transaction of the delete itself, so that nothing tainted is served by any answer that begins after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Connection, delete, func, select, update
+
+from memoryd.core import AdapterState, JobKind, JobState, Stage, memory_name, now
+from memoryd.store.ledger_jobs import insert_job
+from memoryd.store.schema import adapter_documents, adapters, documents, example_documents, examples, jobs
+
+_LEARNING = (JobKind.LEARN, JobKind.STUDY)
+
+
+def taint_document(conn: Connection, tenant: str, memory: str, document: str) -> None:
+    """Of a live memory: its learning begins anew where this document had a part in it."""
+    resting = select(example_documents.c.example).where(
+        example_documents.c.tenant == tenant, example_documents.c.document == document
+    )
+    _delete_examples(conn, tenant, examples.c.id.in_(resting))
+    seen = select(adapter_documents.c.adapter).where(
+        adapter_documents.c.tenant == tenant, adapter_documents.c.document == document
+    )
+    of_document = (adapters.c.tenant == tenant) & adapters.c.id.in_(seen) & (adapters.c.state != AdapterState.TAINTED)
+    tainted = conn.execute(select(adapters.c.id, adapters.c.memory_uid, adapters.c.parent, adapters.c.state).where(of_document))
+    rows = tainted.all()
+    conn.execute(update(adapters).where(of_document).values(state=AdapterState.TAINTED))
+    relearn = _cancel_learning(conn, tenant, memory)
+    for row in rows:
+        if row.state == AdapterState.ACTIVE:
+            relearn = True
+            activate_clean(conn, tenant, row.memory_uid, row.parent)
+    if relearn:
+        insert_job(conn, tenant, JobKind.LEARN, memory_name(memory), {"memory": memory})
+
+
+def taint_memory(conn: Connection, tenant: str, memory: str, uid: str) -> None:
+    """Of a memory that is being deleted: everything."""
+    _delete_examples(conn, tenant, examples.c.memory_uid == uid)
+    of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
+    conn.execute(update(adapters).where(of_memory).values(state=AdapterState.TAINTED))
+    _cancel_learning(conn, tenant, memory)
+
+
+def activate_clean(conn: Connection, tenant: str, uid: str, adapter: str) -> None:
+    """Serves this adapter of the memory, or its nearest ancestor that is still there and clean; none where there is none."""
+    of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
+    conn.execute(update(adapters).where(of_memory, adapters.c.state == AdapterState.ACTIVE).values(state=AdapterState.KEPT))
+    while adapter:
+        row = conn.execute(select(adapters.c.state, adapters.c.parent).where(of_memory, adapters.c.id == adapter)).first()
+        if row is None:
+            adapter = ""
+        elif row.state != AdapterState.TAINTED:
+            conn.execute(update(adapters).where(of_memory, adapters.c.id == adapter).values(state=AdapterState.ACTIVE))
+            break
+        else:
+            adapter = row.parent
+    _mark_learned(conn, tenant, uid, adapter)
+
+
+def _mark_learned(conn: Connection, tenant: str, uid: str, active: str) -> None:
+    """A document is LEARNED while the active adapter was trained with it."""
+    with_it = documents.c.id.in_(
+        select(adapter_documents.c.document).where(adapter_documents.c.tenant == tenant, adapter_documents.c.adapter == active)
+    )
+    of_memory = (documents.c.tenant == tenant) & (documents.c.memory_uid == uid) & (documents.c.tombstone == "")
+    for stage, becomes, which in ((Stage.LEARNED, Stage.COMPRESSED, ~with_it), (Stage.COMPRESSED, Stage.LEARNED, with_it)):
+        conn.execute(update(documents).where(of_memory, documents.c.stage == stage, which).values(stage=becomes))
+
+
+def _delete_examples(conn: Connection, tenant: str, which: ColumnElement[bool]) -> None:
+    ids = conn.execute(select(examples.c.id).where(examples.c.tenant == tenant, which)).scalars().all()
+    for id_ in ids:
+        delete_example_rows(conn, tenant, id_)
+
+
+def delete_example_rows(conn: Connection, tenant: str, example: str) -> int:
+    """Returns how many there were: 1 or 0."""
+    conn.execute(delete(example_documents).where(example_documents.c.tenant == tenant, example_documents.c.example == example))
+    return conn.execute(delete(examples).where(examples.c.tenant == tenant, examples.c.id == example)).rowcount
+
+
+def delete_adapter_rows(conn: Connection, tenant: str, ids: Sequence[str]) -> None:
+    """Rows of adapters whose bytes are purged, or are about to be by a job that knows where they lie."""
+    conn.execute(delete(adapter_documents).where(adapter_documents.c.tenant == tenant, adapter_documents.c.adapter.in_(ids)))
+    conn.execute(delete(adapters).where(adapters.c.tenant == tenant, adapters.c.id.in_(ids)))
+
+
+def _cancel_learning(conn: Connection, tenant: str, memory: str) -> bool:
+    """Ends what is learning from what is there no more; whether something was."""
+    unfinished = (jobs.c.tenant == tenant) & (jobs.c.target == memory_name(memory)) & jobs.c.due_time.is_not(None)
+    learning = unfinished & jobs.c.kind.in_(_LEARNING)
+    was = conn.execute(select(func.count()).where(learning, jobs.c.kind == JobKind.LEARN)).scalar_one()
+    conn.execute(update(jobs).where(learning).values(state=JobState.CANCELLED, due_time=None, end_time=now()))
+    return bool(was)
