@@ -22,6 +22,7 @@ from memoryd.api.auth import Authenticator, admin_key
 from memoryd.api.documents import DocumentServicer
 from memoryd.api.interceptor import CallInterceptor
 from memoryd.api.jobs import JobServicer, OperationsServicer
+from memoryd.api.learn import LearnServicer
 from memoryd.api.memories import MemoryServicer
 from memoryd.api.recall import RecallServicer
 from memoryd.api.server import Health, build, probe
@@ -35,9 +36,16 @@ from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import MemorydError, Unavailable
 from memoryd.forget import EraseJob, reclaim
 from memoryd.jobs import JobRunner
+from memoryd.learn.asker import LocalAsker
+from memoryd.learn.contexts import ContextMaker
+from memoryd.learn.job import LearnJob
+from memoryd.learn.study import Asker, StudyJob
+from memoryd.learn.teacher import Teacher
 from memoryd.lock import DataDirLock
 from memoryd.models import Models
+from memoryd.recall.adapters import AdapterStore
 from memoryd.recall.answer import Answerer
+from memoryd.recall.assembly import Assembler
 from memoryd.recall.context import ContextBuilder
 from memoryd.recall.embeddings import EmbeddingStore
 from memoryd.recall.indexing import Indexer, ReindexJob, lost_tenants, request_reindex
@@ -176,22 +184,36 @@ class Daemon:
         indexer = Indexer(ledger, texts, index, models)
         searcher = Searcher(ledger, index, texts, models)
         usage = UsageMeter(ledger)
-        limits = (settings.max_context_tokens, settings.max_answers)
-        answerer = Answerer(ledger, searcher, embeddings, models, usage, *limits)
+        assembler = Assembler(ledger, embeddings, models, settings.max_context_tokens)
+        adapters = AdapterStore(ledger, blobs, cache, models)
+        answerer = Answerer(ledger, searcher, assembler, adapters, models, usage, settings.max_answers)
         writer = DocumentWriter(ledger, blobs, settings.max_document_bytes)
         secret = admin_key(settings.data_dir) if settings.auth == "keys" else None
         servicers = {
-            "memoryd.v1.MemoryService": MemoryServicer(ledger, jobs),
-            "memoryd.v1.DocumentService": DocumentServicer(ledger, blobs, writer, jobs),
+            "memoryd.v1.MemoryService": MemoryServicer(ledger, jobs, adapters),
+            "memoryd.v1.DocumentService": DocumentServicer(ledger, blobs, writer, jobs, adapters),
             "memoryd.v1.RecallService": RecallServicer(usage, searcher, ContextBuilder(searcher, models), answerer),
+            "memoryd.v1.LearnService": LearnServicer(ledger, blobs, models, adapters, jobs),
             "memoryd.v1.JobService": JobServicer(ledger, jobs),
             "memoryd.v1.AdminService": AdminServicer(ledger, usage),
             "google.longrunning.Operations": OperationsServicer(ledger, jobs),
         }
         server = build(settings, servicers, CallInterceptor(Authenticator(ledger, secret)), self._health)
+        contexts = ContextMaker(searcher, assembler, models)
+        learning = LearnJob(
+            *(ledger, blobs, models, contexts, adapters),
+            settings.learn_settings,
+            settings.learn_epochs,
+            settings.data_dir / "learning",
+        )
+        asker: Asker = LocalAsker(models)
+        if settings.teacher_url:
+            asker = Teacher(settings.teacher_url, settings.teacher_model, settings.teacher_key)
         handlers = {
+            JobKind.STUDY: StudyJob(ledger, texts, models, asker),
+            JobKind.LEARN: learning,
             JobKind.COMPRESS: CompressJob(ledger, blobs, indexer, models, texts, settings.embedding_storage),
-            JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, jobs),
+            JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, adapters, learning, jobs),
             JobKind.REINDEX: ReindexJob(ledger, indexer),
         }
         return Parts(ledger, blobs, index, cache, models, usage, jobs, server, self._health, handlers)

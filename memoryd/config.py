@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from memoryd.engine.request import LearnSettings
 from memoryd.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "MEMORYD_"
@@ -66,6 +67,25 @@ class Settings(BaseModel):
         Literal["bfloat16", "int8"],
         Field(description="how compressed embeddings are stored from now on; int8 takes half the bytes"),
     ] = "bfloat16"
+
+    learn_rank: Annotated[int, Field(ge=1, le=256, description="rank of a memory's adapter")] = 8
+    learn_alpha: Annotated[float, Field(gt=0, description="its LoRA alpha")] = 16.0
+    learn_targets: Annotated[
+        str, Field(min_length=1, description="names of the linear layers that it changes, with commas between them")
+    ] = "q_proj,k_proj,v_proj,o_proj"
+    learn_rate: Annotated[float, Field(gt=0, le=0.1, description="peak of the learning rate")] = 5e-4
+    learn_epochs: Annotated[int, Field(ge=1, le=100, description="passes over the examples")] = 3
+    learn_batch: Annotated[int, Field(ge=1, le=1024, description="contexts in a step of the optimizer")] = 8
+    learn_after_tokens: Annotated[
+        int, Field(ge=0, description="new text in a memory that makes it study and learn by itself; 0: only when asked")
+    ] = 0
+    learn_after_seconds: Annotated[float, Field(ge=0, description="but not sooner than this after it last learned")] = 3600.0
+
+    teacher_url: Annotated[
+        str, Field(description="an OpenAI-compatible endpoint that makes the questions of self-study, and is sent the passages")
+    ] = ""
+    teacher_model: Annotated[str, Field(description="the model to ask there")] = ""
+    teacher_key: Annotated[str, Field(description="the key for it", repr=False)] = ""
 
     max_document_bytes: Annotated[int, Field(ge=1 << 20, description="largest upload")] = 256 << 20
     max_context_tokens: Annotated[int, Field(ge=128, description="prompt budget of an answer, in tokens")] = 2048
@@ -128,9 +148,17 @@ class Settings(BaseModel):
     def _consistent(self) -> Settings:
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("tls_cert and tls_key go together")
+        if bool(self.teacher_url) != bool(self.teacher_model):
+            raise ValueError("teacher_url and teacher_model go together")
         if self.auth == "off" and not self.loopback:
             raise ValueError(f"listen={self.listen} is reachable from other hosts: set auth=keys, or listen on 127.0.0.1")
         return self
+
+    @property
+    def learn_settings(self) -> LearnSettings:
+        """As the worker takes them. One pass: the passes that are configured are made of different contexts."""
+        targets = tuple(name.strip() for name in self.learn_targets.split(",") if name.strip())
+        return LearnSettings(self.learn_rank, self.learn_alpha, targets, self.learn_rate, epochs=1.0, batch=self.learn_batch)
 
     @property
     def host(self) -> str:

@@ -1,7 +1,7 @@
 """The ERASE job: purges what a deleted document or memory left, and says so in a receipt.
 
-The delete itself has made it unreachable; here its bytes go: vectors, cached and stored embeddings, texts, rows, in that
-order, so that a crash in between leaves the rows that tell what is still to be purged.
+The delete itself has made it unreachable; here its bytes go: tainted adapters, vectors, cached and stored embeddings, texts,
+rows, in that order, so that a crash in between leaves the rows that tell what is still to be purged.
 
 Where a new version replaced the document, that version's COMPRESS job first copies what it can reuse (compress/reuse.py). ERASE
 waits for that, which needs no worker; once that job has failed, was cancelled or has ended, and after ten minutes in any
@@ -13,9 +13,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from memoryd.core import Job, document_prefix, made_at, now
+from memoryd.core import Job, adapter_prefix, document_prefix, made_at, now
 from memoryd.errors import NotFound
 from memoryd.jobs import JobRunner, NotYet, Progress
+from memoryd.learn.job import LearnJob
+from memoryd.recall.adapters import AdapterStore, cache_key
 from memoryd.recall.embeddings import EmbeddingStore, cache_prefix
 from memoryd.store.base import Blobs, Cache, Index, Ledger
 
@@ -38,22 +40,35 @@ class EraseJob:
     """Handles JobKind.ERASE."""
 
     def __init__(
-        self, ledger: Ledger, blobs: Blobs, index: Index, cache: Cache, embeddings: EmbeddingStore, jobs: JobRunner
+        self,
+        ledger: Ledger,
+        blobs: Blobs,
+        index: Index,
+        cache: Cache,
+        embeddings: EmbeddingStore,
+        adapters: AdapterStore,
+        learning: LearnJob,
+        jobs: JobRunner,
     ) -> None:
         self._ledger = ledger
         self._blobs = blobs
         self._index = index
         self._cache = cache
         self._embeddings = embeddings
+        self._adapters = adapters
+        self._learning = learning
         self._jobs = jobs
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
         if await asyncio.to_thread(self._awaited, job):
             raise NotYet
         memory, document = job.payload["memory"], job.payload.get("document", "")
+        if adapter := job.payload.get("adapter"):
+            return await self._erase_adapter(job.tenant, memory, adapter)
         doomed = await asyncio.to_thread(self._ledger.deleted_documents, job.tenant, memory, document)
-        await self._jobs.stop_work_on(job.tenant, {d.id for d in doomed})
-        blobs = vectors = cached = 0
+        await self._jobs.stop_work_on(job.tenant, {d.id for d in doomed}, job)
+        learned = await self._erase_learned(job.tenant, memory)
+        blobs, vectors, cached = learned["blobs"], 0, learned["cache_keys"]
         for done, gone in enumerate(doomed):
             progress.show("erase", done, len(doomed))
             self._embeddings.forget(gone.tenant, gone.id)
@@ -63,7 +78,30 @@ class EraseJob:
             blobs += await asyncio.to_thread(self._blobs.delete_prefix, gone.tenant, prefix)
         documents = await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, [d.id for d in doomed])
         progress.show("erase", len(doomed), len(doomed))
-        return {"documents": documents, "blobs": blobs, "vectors": vectors, "cache_keys": cached}
+        return {
+            "documents": documents,
+            "blobs": blobs,
+            "vectors": vectors,
+            "cache_keys": cached,
+            "adapters": learned["adapters"],
+        }
+
+    async def _erase_learned(self, tenant: str, memory: str) -> dict[str, int]:
+        """What the memory's tainted adapters are made of, and what runs that were cancelled left."""
+        await asyncio.to_thread(self._learning.sweep, tenant)
+        tainted = await asyncio.to_thread(self._ledger.tainted_adapters, tenant, memory)
+        erased = {"adapters": len(tainted), "blobs": 0, "cache_keys": 0}
+        for adapter in tainted:
+            for what, count in (await self._erase_adapter(tenant, memory, adapter.id)).items():
+                erased[what] += count if what != "adapters" else 0
+            await asyncio.to_thread(self._ledger.purged_adapter, tenant, adapter.id)
+        return erased
+
+    async def _erase_adapter(self, tenant: str, memory: str, adapter: str) -> dict[str, int]:
+        await self._adapters.forget(tenant, [adapter])
+        cached = await asyncio.to_thread(self._cache.delete_prefix, tenant, cache_key(adapter))
+        blobs = await asyncio.to_thread(self._blobs.delete_prefix, tenant, adapter_prefix(tenant, memory, adapter))
+        return {"adapters": 1, "blobs": blobs, "cache_keys": cached}
 
     def _awaited(self, job: Job) -> bool:
         """Whether the new version's job may still read what is to be erased. Not for ever: to reuse is thrift, to erase a

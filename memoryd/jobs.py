@@ -130,12 +130,15 @@ class JobRunner:
         if self._running:
             await asyncio.wait(list(self._running), timeout=self._lease)
 
-    async def stop_work_on(self, tenant: str, documents: Collection[str]) -> None:
-        """Returns when no job of this process touches these documents any more: erasing must come last."""
+    async def stop_work_on(self, tenant: str, documents: Collection[str], erase: Job) -> None:
+        """Returns when no job of this process touches these documents any more, nor learns from the memory since before they
+        were deleted: erasing must come last."""
         tasks = []
         for task, progress in self._running.items():
             job = progress.job
-            if job.tenant == tenant and job.kind is not JobKind.ERASE and job.payload.get("document") in documents:
+            learns = job.kind in (JobKind.STUDY, JobKind.LEARN) and job.payload["memory"] == erase.payload["memory"]
+            touches = job.payload.get("document") in documents or (learns and job.id < erase.id)
+            if job.tenant == tenant and job.kind is not JobKind.ERASE and touches:
                 progress.stopped = True
                 tasks.append(task)
         if tasks:

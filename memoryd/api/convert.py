@@ -14,7 +14,7 @@ from google.rpc import code_pb2, status_pb2
 
 from memoryd import core
 from memoryd.errors import InvalidArgument, ReplacedNotFound
-from memoryd.v1 import admin_pb2, jobs_pb2, memory_pb2, recall_pb2
+from memoryd.v1 import admin_pb2, jobs_pb2, learn_pb2, memory_pb2, recall_pb2
 
 
 def timestamp(value: datetime | None) -> Timestamp | None:
@@ -131,6 +131,10 @@ def _receipt(job: core.Job) -> ProtoMessage:
     fields: dict[str, Any] = dict(job.receipt)
     if job.kind is core.JobKind.ERASE:
         return jobs_pb2.EraseReceipt(target=job.target, erase_time=timestamp(job.end_time), **fields)
+    if job.kind is core.JobKind.LEARN:
+        return learn_pb2.LearnReceipt(**{**fields, "activated": bool(fields.get("activated"))})
+    if job.kind is core.JobKind.STUDY:
+        return learn_pb2.StudyReceipt(**fields)
     if job.kind is core.JobKind.REINDEX:
         return jobs_pb2.ReindexReceipt(**fields)
     return jobs_pb2.CompressReceipt(document=job.target, **fields)
@@ -165,6 +169,39 @@ def source(value: core.Source) -> recall_pb2.Source:
     )
 
 
+def example(value: core.Example) -> learn_pb2.Example:
+    return learn_pb2.Example(
+        name=core.example_name(value.memory, value.id),
+        question=value.question,
+        answer=value.answer,
+        documents=[core.document_name(value.memory, document) for document in value.documents],
+        origin=int(value.origin),  # type: ignore[arg-type]  # the numbers are the proto's
+        create_time=timestamp(value.create_time),
+    )
+
+
+def adapter(value: core.Adapter) -> learn_pb2.Adapter:
+    return learn_pb2.Adapter(
+        name=core.adapter_name(value.memory, value.id),
+        state=int(value.state),  # type: ignore[arg-type]  # the numbers are the proto's
+        create_time=timestamp(value.create_time),
+        fingerprint=value.fingerprint,
+        parent=core.adapter_name(value.memory, value.parent) if value.parent else "",
+        base_model=value.base,
+        reader=value.reader,
+        compressor=value.compressor,
+        example_count=value.examples,
+        document_count=value.documents,
+        size_bytes=value.size_bytes,
+        judgement=_judgement(value.judgement) if value.judgement else None,
+    )
+
+
+def _judgement(kept: Mapping[str, Any]) -> learn_pb2.Judgement:
+    kinds = [learn_pb2.JudgedKind(**kind) for kind in kept["kinds"]]
+    return learn_pb2.Judgement(better=kept["better"], verdict=kept["verdict"], kinds=kinds)
+
+
 def request(message: Any) -> core.Request | None:
     """The request_id with a digest of all that was asked; None where the caller sent none."""
     if not message.request_id:
@@ -182,10 +219,10 @@ def last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def document_ids(name: str) -> tuple[str, str]:
-    """(memory, document) of memories/{memory}/documents/{document}."""
-    _, memory_id, _, document_id = name.split("/")
-    return memory_id, document_id
+def child_ids(name: str) -> tuple[str, str]:
+    """(memory, id) of memories/{memory}/documents/{id}, or of an example or an adapter."""
+    _, memory_id, _, id_ = name.split("/")
+    return memory_id, id_
 
 
 def replaced(write: Any) -> str:
@@ -193,7 +230,7 @@ def replaced(write: Any) -> str:
     one of another memory than the write's own."""
     if not write.replaces:
         return ""
-    memory_id, document_id = document_ids(write.replaces)
+    memory_id, document_id = child_ids(write.replaces)
     if memory_id != last(write.parent):
         raise ReplacedNotFound
     return document_id

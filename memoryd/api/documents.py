@@ -14,6 +14,7 @@ from memoryd.api.caller import tenant
 from memoryd.compress.conversation import render_conversation
 from memoryd.errors import InvalidArgument
 from memoryd.jobs import JobRunner
+from memoryd.recall.adapters import AdapterStore
 from memoryd.store.base import Blobs, Ledger, Written
 from memoryd.v1 import memory_pb2, memory_pb2_grpc
 from memoryd.write import DocumentWriter
@@ -25,8 +26,9 @@ _INLINE = 1 << 20  # bytes of text that GetDocument returns at most
 class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
     """Documents of the caller's tenant."""
 
-    def __init__(self, ledger: Ledger, blobs: Blobs, writer: DocumentWriter, jobs: JobRunner) -> None:
+    def __init__(self, ledger: Ledger, blobs: Blobs, writer: DocumentWriter, jobs: JobRunner, adapters: AdapterStore) -> None:
         self._ledger = ledger
+        self._adapters = adapters
         self._blobs = blobs
         self._writer = writer
         self._jobs = jobs
@@ -43,7 +45,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
             convert.request(request),
             convert.replaced(request),
         )
-        return self._result(written)
+        return await self._result(written, request)
 
     async def WriteMessages(self, request: memory_pb2.WriteMessagesRequest, context: Any) -> memory_pb2.WriteResult:
         text = "".join(render_conversation(convert.message(m) for m in request.messages))
@@ -58,7 +60,7 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
             convert.request(request),
             convert.replaced(request),
         )
-        return self._result(written)
+        return await self._result(written, request)
 
     async def UploadDocument(
         self, request_iterator: AsyncIterator[memory_pb2.UploadDocumentRequest], context: Any
@@ -92,10 +94,10 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
             written = await asyncio.to_thread(upload.finish, sha256, request or None)
         finally:
             upload.abort()
-        return self._result(written)
+        return await self._result(written, header)
 
     async def GetDocument(self, request: memory_pb2.GetDocumentRequest, context: Any) -> memory_pb2.Document:
-        memory, document_id = convert.document_ids(request.name)
+        memory, document_id = convert.child_ids(request.name)
         document = await asyncio.to_thread(self._ledger.get_document, tenant(), memory, document_id)
         if request.view != memory_pb2.DOCUMENT_VIEW_FULL:
             return convert.document(document)
@@ -124,13 +126,16 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
         )
 
     async def DeleteDocument(self, request: memory_pb2.DeleteDocumentRequest, context: Any) -> operations_pb2.Operation:
-        memory, document = convert.document_ids(request.name)
+        memory, document = convert.child_ids(request.name)
         job = await asyncio.to_thread(self._ledger.delete_document, tenant(), memory, document, convert.request(request))
+        await self._adapters.forget_tainted(tenant(), memory)
         self._jobs.wake()
         return convert.operation(job)
 
-    def _result(self, written: Written) -> memory_pb2.WriteResult:
+    async def _result(self, written: Written, request: Any) -> memory_pb2.WriteResult:
         self._jobs.wake()
+        if request.replaces:
+            await self._adapters.forget_tainted(tenant(), written.document.memory)
         return memory_pb2.WriteResult(
             document=convert.document(written.document),
             operation=core.operation_name(written.job.id),

@@ -10,6 +10,7 @@ from google.longrunning import operations_pb2
 from memoryd.api import convert
 from memoryd.api.caller import tenant
 from memoryd.jobs import JobRunner
+from memoryd.recall.adapters import AdapterStore
 from memoryd.store.base import Ledger
 from memoryd.v1 import memory_pb2, memory_pb2_grpc
 
@@ -19,8 +20,9 @@ _PAGE = 100
 class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
     """Memories of the caller's tenant."""
 
-    def __init__(self, ledger: Ledger, jobs: JobRunner) -> None:
+    def __init__(self, ledger: Ledger, jobs: JobRunner, adapters: AdapterStore) -> None:
         self._ledger = ledger
+        self._adapters = adapters
         self._jobs = jobs
 
     async def CreateMemory(self, request: memory_pb2.CreateMemoryRequest, context: Any) -> memory_pb2.Memory:
@@ -62,5 +64,6 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
         job = await asyncio.to_thread(
             self._ledger.delete_memory, tenant(), convert.last(request.name), convert.request(request)
         )
+        await self._adapters.forget_tainted(tenant(), convert.last(request.name))
         self._jobs.wake()
         return convert.operation(job)

@@ -8,16 +8,17 @@ from typing import Any
 
 from memoryd.api import convert
 from memoryd.api.caller import tenant
+from memoryd.errors import InvalidArgument
 from memoryd.recall.answer import (
     DEFAULT_MAX_TOKENS,
     Answerer,
     AnswerUsage,
     Event,
-    Mode,
     Question,
     Sources,
     Text,
 )
+from memoryd.recall.assembly import Mode
 from memoryd.recall.context import DEFAULT_TOKENS, ContextBuilder
 from memoryd.recall.prompt import DEFAULT_TOP_K
 from memoryd.recall.search import Searcher
@@ -59,6 +60,7 @@ class RecallServicer(recall_pb2_grpc.RecallServiceServicer):
             stop=tuple(request.stop),
             prior=[convert.message(m) for m in request.prior_messages],
             seed=request.seed,
+            adapters=_adapters(request),
         )
         async with contextlib.aclosing(self._answerer.answer(tenant(), question)) as events:
             async for event in events:
@@ -67,6 +69,14 @@ class RecallServicer(recall_pb2_grpc.RecallServiceServicer):
 
 def _memories(request: Any) -> list[str]:
     return [convert.last(name) for name in request.memories]
+
+
+def _adapters(request: recall_pb2.AnswerRequest) -> list[tuple[str, str, float]] | None:
+    if request.no_adapter and request.adapters:
+        raise InvalidArgument("no_adapter: cannot be together with adapters", reason="INVALID_FIELD")
+    if not request.adapters:
+        return [] if request.no_adapter else None
+    return [(*convert.child_ids(one.adapter), one.weight if one.HasField("weight") else 1.0) for one in request.adapters]
 
 
 def _event(event: Event) -> recall_pb2.AnswerEvent:
@@ -98,4 +108,5 @@ def _usage(usage: AnswerUsage) -> recall_pb2.AnswerUsage:
         stage_ms=usage.stage_ms,
         finish_reason=_FINISH[usage.finish_reason],
         cited=usage.cited,
+        adapters=[recall_pb2.AdapterWeight(adapter=name, weight=weight) for name, weight in usage.adapters],
     )

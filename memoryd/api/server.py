@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 from memoryd.api.interceptor import CallInterceptor
 from memoryd.config import Settings
 from memoryd.errors import SettingsError
-from memoryd.v1 import admin_pb2_grpc, jobs_pb2_grpc, memory_pb2_grpc, recall_pb2_grpc
+from memoryd.v1 import admin_pb2_grpc, jobs_pb2_grpc, learn_pb2_grpc, memory_pb2_grpc, recall_pb2_grpc
 
 MAX_MESSAGE_BYTES = 4 << 20  # inline writes are at most 1 MiB; a response of 100 sources fits
 
@@ -23,6 +23,7 @@ _ADD: Mapping[str, Any] = {
     "memoryd.v1.MemoryService": memory_pb2_grpc.add_MemoryServiceServicer_to_server,
     "memoryd.v1.DocumentService": memory_pb2_grpc.add_DocumentServiceServicer_to_server,
     "memoryd.v1.RecallService": recall_pb2_grpc.add_RecallServiceServicer_to_server,
+    "memoryd.v1.LearnService": learn_pb2_grpc.add_LearnServiceServicer_to_server,
     "memoryd.v1.JobService": jobs_pb2_grpc.add_JobServiceServicer_to_server,
     "memoryd.v1.AdminService": admin_pb2_grpc.add_AdminServiceServicer_to_server,
     "google.longrunning.Operations": operations_pb2_grpc.add_OperationsServicer_to_server,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -38,6 +39,34 @@ def _f1(answer: list[str], gold: list[str]) -> float:
 def is_refusal(answer: str, refusal: str) -> bool:
     """Whether the answer begins as the refusal does, whatever follows."""
     return normalized(answer).startswith(normalized(refusal))
+
+
+def rouge(answer: str, golds: Sequence[str]) -> float:
+    """The geometric mean of the F-measures of ROUGE-1, -2 and -L (Lin 2004) with the best gold answer, 0..1: what LLoCO gives
+    for long answers. Words as normalized here, not stemmed."""
+    words = normalized(answer).split()
+    return max((_rouge(words, normalized(gold).split()) for gold in golds), default=0.0)
+
+
+def _rouge(answer: list[str], gold: list[str]) -> float:
+    pairs = [list(itertools.pairwise(words)) for words in (answer, gold)]
+    in_order = _longest_common(answer, gold)
+    parts = [_overlap(answer, gold), _overlap(*pairs), 2 * in_order / max(1, len(answer) + len(gold))]
+    return float(math.prod(parts) ** (1 / 3))
+
+
+def _overlap(answer: Sequence[object], gold: Sequence[object]) -> float:
+    return 2 * sum((Counter(answer) & Counter(gold)).values()) / max(1, len(answer) + len(gold))
+
+
+def _longest_common(answer: list[str], gold: list[str]) -> int:
+    """Length of the longest common subsequence."""
+    lengths = [0] * (len(gold) + 1)
+    for word in answer:
+        diagonal = 0
+        for at, other in enumerate(gold, start=1):
+            diagonal, lengths[at] = lengths[at], diagonal + 1 if word == other else max(lengths[at], lengths[at - 1])
+    return lengths[-1]
 
 
 def mean(values: Sequence[float]) -> float:

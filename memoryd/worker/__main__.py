@@ -97,6 +97,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
         encoder_fingerprint=encoder.fingerprint,
         encoder_dim=encoder.dim,
         compress_tokens=limits.compress,
+        eos_ids=base.eos_ids,
         reader=f"reader-{reader_fingerprint(reader)}" if reader else "",
     )
 

@@ -61,6 +61,7 @@ class WorkerInfo:
     encoder_dim: int
     reader: str
     compress_tokens: int
+    eos_ids: Sequence[int] = ()
 
 
 class WorkerClient:
@@ -99,6 +100,7 @@ class WorkerClient:
             encoder_dim=response.encoder_dim,
             reader=response.reader,
             compress_tokens=response.compress_tokens,
+            eos_ids=tuple(response.eos_ids),
         )
 
     async def embed(self, texts: Sequence[str], urgent: bool = False, timeout: float | None = None) -> npt.NDArray[np.float32]:  # noqa: ASYNC109 - gRPC's deadline, which the worker sees

@@ -16,8 +16,8 @@ from typing import Any
 import grpc
 import protovalidate
 from google.longrunning import operations_pb2, operations_pb2_grpc
-from google.protobuf import any_pb2, empty_pb2
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf import empty_pb2
+from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
@@ -26,25 +26,14 @@ from memoryd.v1 import (
     admin_pb2_grpc,
     jobs_pb2,
     jobs_pb2_grpc,
+    learn_pb2_grpc,
     memory_pb2,
     memory_pb2_grpc,
     recall_pb2,
     recall_pb2_grpc,
 )
-
-
-class Failure(Exception):
-    """What a servicer raises to fail a call."""
-
-    def __init__(self, code: grpc.StatusCode, message: str, fields: list[tuple[str, str]] | None = None) -> None:
-        super().__init__(message)
-        self.status = status_pb2.Status(code=code.value[0], message=message)
-        details: list[Any] = [error_details_pb2.ErrorInfo(reason=f"FAKE_{code.name}", domain="memoryd", metadata={"a": "b"})]
-        if fields:
-            violations = [error_details_pb2.BadRequest.FieldViolation(field=f, description=d) for f, d in fields]
-            details.append(error_details_pb2.BadRequest(field_violations=violations))
-        for detail in details:
-            self.status.details.append(_packed(detail))
+from tests.client.fake_learning import FakeLearning
+from tests.client.fake_parts import Failure, found, packed, page_of
 
 
 @dataclass
@@ -124,9 +113,9 @@ class Faults(grpc.ServerInterceptor):
             return grpc.stream_unary_rpc_method_handler(unary, **codec)
         return grpc.unary_unary_rpc_method_handler(unary, **codec)
 
-    def strike_upload(self) -> None:
-        """For the upload's servicer: fails in the middle where that is planned."""
-        if planned := self._planned.get("UploadDocument"):
+    def strike(self, method: str) -> None:
+        """For a servicer that takes a stream: fails in the middle where that is planned."""
+        if planned := self._planned.get(method):
             planned.pop(0)()
 
 
@@ -136,12 +125,14 @@ class FakeDaemon(
     recall_pb2_grpc.RecallServiceServicer,
     jobs_pb2_grpc.JobServiceServicer,
     admin_pb2_grpc.AdminServiceServicer,
+    FakeLearning,
     operations_pb2_grpc.OperationsServicer,
     health_pb2_grpc.HealthServicer,
 ):
     """All services in one object, on a loopback port."""
 
     def __init__(self, credentials: grpc.ServerCredentials | None = None, address: str = "127.0.0.1:0") -> None:
+        FakeLearning.__init__(self)
         self.faults = Faults()
         self.memories: dict[str, Any] = {}
         self.documents: dict[str, Any] = {}
@@ -160,6 +151,7 @@ class FakeDaemon(
             recall_pb2_grpc.add_RecallServiceServicer_to_server,
             jobs_pb2_grpc.add_JobServiceServicer_to_server,
             admin_pb2_grpc.add_AdminServiceServicer_to_server,
+            learn_pb2_grpc.add_LearnServiceServicer_to_server,
             operations_pb2_grpc.add_OperationsServicer_to_server,
             health_pb2_grpc.add_HealthServicer_to_server,
         ):
@@ -186,16 +178,16 @@ class FakeDaemon(
         return memory
 
     def GetMemory(self, request: Any, context: Any) -> Any:
-        memory = _found(self.memories, request.name)
+        memory = found(self.memories, request.name)
         memory.document_count = len(self._of(request.name))
         return memory
 
     def ListMemories(self, request: Any, context: Any) -> Any:
-        page, token = _page(list(self.memories.values()), request)
+        page, token = page_of(list(self.memories.values()), request)
         return memory_pb2.ListMemoriesResponse(memories=page, next_page_token=token)
 
     def UpdateMemory(self, request: Any, context: Any) -> Any:
-        memory = _found(self.memories, request.memory.name)
+        memory = found(self.memories, request.memory.name)
         for path in request.update_mask.paths:
             memory.ClearField(path)
             if path == "metadata":
@@ -206,7 +198,7 @@ class FakeDaemon(
         return memory
 
     def DeleteMemory(self, request: Any, context: Any) -> Any:
-        _found(self.memories, request.name)
+        found(self.memories, request.name)
         del self.memories[request.name]
         gone = self._of(request.name)
         for name in gone:
@@ -227,7 +219,7 @@ class FakeDaemon(
                     raise Failure(grpc.StatusCode.DATA_LOSS, "the sha256 differs")
                 return self._write(header, data, memory_pb2.Document.KIND_TEXT)
             data += piece.data
-            self.faults.strike_upload()
+            self.faults.strike("UploadDocument")
         raise Failure(grpc.StatusCode.INVALID_ARGUMENT, "the upload has no trailer")
 
     def WriteMessages(self, request: Any, context: Any) -> Any:
@@ -236,18 +228,18 @@ class FakeDaemon(
 
     def GetDocument(self, request: Any, context: Any) -> Any:
         document = memory_pb2.Document()
-        document.CopyFrom(_found(self.documents, request.name))
+        document.CopyFrom(found(self.documents, request.name))
         if request.view != memory_pb2.DOCUMENT_VIEW_FULL:
             document.ClearField("text")
         return document
 
     def ListDocuments(self, request: Any, context: Any) -> Any:
-        _found(self.memories, request.parent)
-        page, token = _page([self.documents[name] for name in self._of(request.parent)], request)
+        found(self.memories, request.parent)
+        page, token = page_of([self.documents[name] for name in self._of(request.parent)], request)
         return memory_pb2.ListDocumentsResponse(documents=page, next_page_token=token)
 
     def DeleteDocument(self, request: Any, context: Any) -> Any:
-        _found(self.documents, request.name)
+        found(self.documents, request.name)
         del self.documents[request.name]
         return self._erased(request.name, 1)
 
@@ -267,7 +259,13 @@ class FakeDaemon(
         for word in self.words:
             time.sleep(self.word_delay)
             yield recall_pb2.AnswerEvent(text=word)
-        usage = recall_pb2.AnswerUsage(output_tokens=len(self.words), cache_hits={"process": 1}, finish_reason=1, cited=[0])
+        usage = recall_pb2.AnswerUsage(
+            output_tokens=len(self.words),
+            cache_hits={"process": 1},
+            finish_reason=1,
+            cited=[0],
+            adapters=request.adapters,
+        )
         yield recall_pb2.AnswerEvent(usage=usage)
 
     # jobs
@@ -276,20 +274,20 @@ class FakeDaemon(
         return self._operation(request.name)
 
     def ListOperations(self, request: Any, context: Any) -> Any:
-        page, token = _page([self._operation(name) for name in self.jobs], request)
+        page, token = page_of([self._operation(name) for name in self.jobs], request)
         return operations_pb2.ListOperationsResponse(operations=page, next_page_token=token)
 
     def CancelOperation(self, request: Any, context: Any) -> Any:
-        _found(self.jobs, request.name).state = jobs_pb2.JOB_STATE_CANCELLED
+        found(self.jobs, request.name).state = jobs_pb2.JOB_STATE_CANCELLED
         return empty_pb2.Empty()
 
     def RetryJob(self, request: Any, context: Any) -> Any:
-        _found(self.jobs, request.name).state = jobs_pb2.JOB_STATE_PENDING
+        found(self.jobs, request.name).state = jobs_pb2.JOB_STATE_PENDING
         return self._operation(request.name)
 
     def WatchJob(self, request: Any, context: Any) -> Iterator[Any]:
         """A job moves on while it is watched, one stage an event."""
-        job = _found(self.jobs, request.name)
+        job = found(self.jobs, request.name)
         yield job
         document = self.documents.get(job.target)
         for stage, reached in (("chunk", 1), ("index", 2), ("compress", 3)):
@@ -314,10 +312,10 @@ class FakeDaemon(
         return self.tenants[name]
 
     def GetTenant(self, request: Any, context: Any) -> Any:
-        return _found(self.tenants, request.name)
+        return found(self.tenants, request.name)
 
     def ListTenants(self, request: Any, context: Any) -> Any:
-        page, token = _page(list(self.tenants.values()), request)
+        page, token = page_of(list(self.tenants.values()), request)
         return admin_pb2.ListTenantsResponse(tenants=page, next_page_token=token)
 
     def CreateApiKey(self, request: Any, context: Any) -> Any:
@@ -329,7 +327,7 @@ class FakeDaemon(
         return admin_pb2.ListApiKeysResponse(api_keys=[k for n, k in self.keys.items() if n.startswith(request.parent)])
 
     def RevokeApiKey(self, request: Any, context: Any) -> Any:
-        _found(self.keys, request.name).revoke_time.GetCurrentTime()
+        found(self.keys, request.name).revoke_time.GetCurrentTime()
         return empty_pb2.Empty()
 
     def GetUsage(self, request: Any, context: Any) -> Any:
@@ -345,9 +343,9 @@ class FakeDaemon(
         return [name for name in self.documents if name.startswith(f"{memory}/")]
 
     def _write(self, header: Any, data: bytes, kind: int) -> Any:
-        _found(self.memories, header.parent)
+        found(self.memories, header.parent)
         if header.replaces:
-            _found(self.documents, header.replaces)
+            found(self.documents, header.replaces)
         digest = hashlib.sha256(data).hexdigest()
         for name in self._of(header.parent):
             if self.documents[name].sha256 == digest:
@@ -386,11 +384,11 @@ class FakeDaemon(
         return self._operation(name)
 
     def _operation(self, name: str) -> Any:
-        job = _found(self.jobs, name)
-        operation = operations_pb2.Operation(name=name, metadata=_packed(job))
+        job = found(self.jobs, name)
+        operation = operations_pb2.Operation(name=name, metadata=packed(job))
         if job.state == jobs_pb2.JOB_STATE_SUCCEEDED:
             operation.done = True
-            operation.response.CopyFrom(_packed(self.receipts[name]))
+            operation.response.CopyFrom(packed(self.receipts[name]))
         elif job.state in (jobs_pb2.JOB_STATE_DEAD, jobs_pb2.JOB_STATE_CANCELLED):
             operation.done = True
             operation.error.CopyFrom(status_pb2.Status(code=13, message=job.error))
@@ -398,30 +396,12 @@ class FakeDaemon(
 
     def _sources(self, request: Any) -> list[Any]:
         for memory in request.memories:
-            _found(self.memories, memory)
+            found(self.memories, memory)
         return [
             recall_pb2.Source(passage_id="0", document=name, title=d.title, end=len(d.text), score=1.0, text=d.text)
             for name, d in self.documents.items()
             if any(name.startswith(f"{memory}/") for memory in request.memories)
         ]
-
-
-def _packed(message: Any) -> any_pb2.Any:
-    packed = any_pb2.Any()
-    packed.Pack(message)
-    return packed
-
-
-def _found(rows: dict[str, Any], name: str) -> Any:
-    if name not in rows:
-        raise Failure(grpc.StatusCode.NOT_FOUND, f"there is no {name}")
-    return rows[name]
-
-
-def _page(rows: list[Any], request: Any) -> tuple[list[Any], str]:
-    begin, size = int(request.page_token or 0), request.page_size or 100
-    end = begin + size
-    return rows[begin:end], str(end) if end < len(rows) else ""
 
 
 def _check(request: Any) -> None:

@@ -21,6 +21,8 @@ PAIRS = [
     ("Memory", "AsyncMemory"),
     ("Memories", "AsyncMemories"),
     ("Documents", "AsyncDocuments"),
+    ("Examples", "AsyncExamples"),
+    ("Adapters", "AsyncAdapters"),
     ("Jobs", "AsyncJobs"),
     ("Admin", "AsyncAdmin"),
     ("Answer", "AsyncAnswer"),
@@ -43,6 +45,9 @@ ERRORS = [
     "Unavailable",
 ]
 TYPES = [
+    "Adapter",
+    "AdapterState",
+    "AddedExamples",
     "AnswerEvent",
     "ApiKey",
     "CompressReceipt",
@@ -50,28 +55,36 @@ TYPES = [
     "Document",
     "DocumentKind",
     "EraseReceipt",
+    "Example",
     "FieldViolation",
     "FinishReason",
     "HealthStatus",
     "Job",
     "JobState",
+    "JudgedKind",
+    "Judgement",
+    "LearnReceipt",
+    "LossPoint",
     "MemoryInfo",
     "Message",
     "Metadata",
     "MetadataValue",
     "Mode",
     "NewApiKey",
+    "Origin",
     "Receipt",
     "ReindexReceipt",
     "Retry",
     "Source",
     "Sources",
     "Stage",
+    "StudyReceipt",
     "Tenant",
     "TenantUsage",
     "Text",
     "Tls",
     "Usage",
+    "Verdict",
 ]
 
 
@@ -127,7 +140,7 @@ def test_the_client_imports_nothing_but_grpcio_and_protobuf() -> None:
 
 
 SAMPLE = """
-from memoryd_client import AsyncClient, Client, Job, Source, Sources, Stage, Text, Usage
+from memoryd_client import Adapter, AsyncClient, Client, Example, Job, Source, Sources, Stage, Text, Usage, Verdict
 
 with Client("localhost:7437", timeout=5) as client:
     memory = client.memory("notes", create=True)
@@ -141,6 +154,12 @@ with Client("localhost:7437", timeout=5) as client:
             case Usage():
                 tokens: int = event.output_tokens
     job: Job = client.jobs.wait(memory.documents.delete("d"))
+    memory.examples.add_many([("q", "a"), ("q", "a", ["d"]), {"question": "q", "answer": "a"}])
+    memory.examples.add_many([Example(question="q", answer="a")])
+    answer = memory.answer("When?", adapters=list(memory.adapters.list()))
+    example: Example = memory.feedback(answer.question, answer, Verdict.GOOD, documents=["d"])
+    active: Adapter | None = memory.adapters.roll_back()
+    job = memory.learn(epochs=2)
 
 async def main() -> None:
     async with AsyncClient() as client:
@@ -159,6 +178,9 @@ WRONG = [
     'client.memory("notes").answer("When?", mode="TEXT")',
     'client.memory("notes").documents.get("d").title = "other"',
     'n: int = client.memory("notes").answer("When?").text',
+    'client.memory("notes").answer("When?", adapters={"a": "b"})',
+    'client.memory("notes").feedback("q", "a", "GOOD")',
+    'client.memory("notes").examples.add_many(["q", "a"])',
 ]
 
 

@@ -13,7 +13,7 @@ from google.longrunning import operations_pb2_grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from memoryd.v1 import admin_pb2_grpc, jobs_pb2_grpc, memory_pb2_grpc, recall_pb2_grpc
+from memoryd.v1 import admin_pb2_grpc, jobs_pb2_grpc, learn_pb2_grpc, memory_pb2_grpc, recall_pb2_grpc
 
 CALL_SECONDS = 60.0
 WAIT_SECONDS = 120.0
@@ -28,6 +28,7 @@ class Api:
         self.memories = memory_pb2_grpc.MemoryServiceStub(self.channel)
         self.documents = memory_pb2_grpc.DocumentServiceStub(self.channel)
         self.recall = recall_pb2_grpc.RecallServiceStub(self.channel)
+        self.learn = learn_pb2_grpc.LearnServiceStub(self.channel)
         self.jobs = jobs_pb2_grpc.JobServiceStub(self.channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
         self.operations = operations_pb2_grpc.OperationsStub(self.channel)

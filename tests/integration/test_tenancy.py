@@ -14,7 +14,7 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from memoryd_client import Client, InvalidArgument, NotFound, PermissionDenied, Stage, Unauthenticated
 
-from memoryd.v1 import admin_pb2, jobs_pb2, memory_pb2, recall_pb2
+from memoryd.v1 import admin_pb2, jobs_pb2, learn_pb2, memory_pb2, recall_pb2
 from tests.integration.conftest import Keyed
 from tests.integration.support import CALL_SECONDS, Refusal, files_with, refused
 
@@ -29,6 +29,8 @@ class Ids:
     document: str
     job: str
     key: str
+    example: str
+    adapter: str
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +40,12 @@ def theirs(keyed: Keyed) -> Iterator[Ids]:
         memory = client.memory("only-blues", create=True)
         written = memory.write(SECRET, title="vault")
         written.wait(Stage.COMPRESSED)
+        memory.examples.add_many([(f"What opens the vault {n}?", "marmalade", [written.document]) for n in range(3)])
+        client.jobs.wait(memory.learn(epochs=1))
+        example, adapter = next(iter(memory.examples.list())).name, next(iter(memory.adapters.list())).name
     with Client(keyed.daemon.target, api_key=keyed.admin) as client:
         key = client.admin.keys.list("blue")[0].name
-    yield Ids(memory.name, written.document.name, written.job, key)
+    yield Ids(memory.name, written.document.name, written.job, key, example, adapter)
     with Client(keyed.daemon.target, api_key=keyed.blue) as client:
         assert client.memory("only-blues").documents.get(written.document, text=True).text == SECRET
         assert client.memories.get("only-blues").display_name == ""
@@ -83,6 +88,26 @@ CROSSING: dict[str, tuple[Callable[[Ids], Any], grpc.StatusCode | None]] = {
     "Search": (lambda t: recall_pb2.SearchRequest(memories=[t.memory], query="vault"), NOT_FOUND),
     "BuildContext": (lambda t: recall_pb2.BuildContextRequest(memories=[t.memory], query="vault"), NOT_FOUND),
     "Answer": (lambda t: recall_pb2.AnswerRequest(memories=[t.memory], question="vault?"), NOT_FOUND),
+    "CreateExamples": (
+        lambda t: learn_pb2.CreateExamplesRequest(parent=t.memory, examples=[learn_pb2.Example(question="q", answer="a")]),
+        NOT_FOUND,
+    ),
+    "GiveFeedback": (
+        lambda t: learn_pb2.GiveFeedbackRequest(parent=t.memory, question="q", answer="a", verdict=learn_pb2.VERDICT_GOOD),
+        NOT_FOUND,
+    ),
+    "ListExamples": (lambda t: learn_pb2.ListExamplesRequest(parent=t.memory), NOT_FOUND),
+    "DeleteExample": (lambda t: learn_pb2.DeleteExampleRequest(name=t.example), NOT_FOUND),
+    "ExportExamples": (lambda t: learn_pb2.ExportExamplesRequest(parent=t.memory), NOT_FOUND),
+    "StudyMemory": (lambda t: learn_pb2.StudyMemoryRequest(name=t.memory), NOT_FOUND),
+    "LearnMemory": (lambda t: learn_pb2.LearnMemoryRequest(name=t.memory), NOT_FOUND),
+    "ListAdapters": (lambda t: learn_pb2.ListAdaptersRequest(parent=t.memory), NOT_FOUND),
+    "GetAdapter": (lambda t: learn_pb2.GetAdapterRequest(name=t.adapter), NOT_FOUND),
+    "ActivateAdapter": (lambda t: learn_pb2.ActivateAdapterRequest(name=t.adapter), NOT_FOUND),
+    "RollBackAdapter": (lambda t: learn_pb2.RollBackAdapterRequest(name=t.memory), NOT_FOUND),
+    "DeleteAdapter": (lambda t: learn_pb2.DeleteAdapterRequest(name=t.adapter), NOT_FOUND),
+    "ExportAdapter": (lambda t: learn_pb2.ExportAdapterRequest(name=t.adapter), NOT_FOUND),
+    "ImportAdapter": (lambda t: [learn_pb2.ImportAdapterRequest(parent=t.memory)], NOT_FOUND),
     "WatchJob": (lambda t: jobs_pb2.WatchJobRequest(name=t.job), NOT_FOUND),
     "RetryJob": (lambda t: jobs_pb2.RetryJobRequest(name=t.job), NOT_FOUND),
     "GetOperation": (lambda t: operations_pb2.GetOperationRequest(name=t.job), NOT_FOUND),
@@ -104,7 +129,7 @@ CROSSING: dict[str, tuple[Callable[[Ids], Any], grpc.StatusCode | None]] = {
 
 SERVICES: list[ServiceDescriptor] = [
     service
-    for file in (memory_pb2, recall_pb2, jobs_pb2, admin_pb2, operations_pb2)
+    for file in (memory_pb2, recall_pb2, learn_pb2, jobs_pb2, admin_pb2, operations_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 ]
 METHODS: dict[str, MethodDescriptor] = {method.name: method for service in SERVICES for method in service.methods}
@@ -154,7 +179,9 @@ def test_what_is_another_tenants_is_not_there(keyed: Keyed, channel: grpc.Channe
 @pytest.mark.parametrize("name", [name for name, (_, status) in CROSSING.items() if status is NOT_FOUND])
 def test_and_can_not_be_told_from_what_never_was(keyed: Keyed, channel: grpc.Channel, theirs: Ids, name: str) -> None:
     request, _ = CROSSING[name]
-    never = Ids("memories/never", "memories/never/documents/never", "operations/never", "tenants/never/apiKeys/never")
+    of = "memories/never/{}/never".format
+    key = "tenants/never/apiKeys/never"
+    never = Ids("memories/never", of("documents"), "operations/never", key, of("examples"), of("adapters"))
     there = refused(lambda: call(channel, METHODS[name], request(theirs), keyed.red))
     not_there = refused(lambda: call(channel, METHODS[name], request(never), keyed.red))
     assert (there.code, there.reason, there.message) == (not_there.code, not_there.reason, not_there.message)

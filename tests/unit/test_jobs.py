@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from memoryd import core, jobs
-from memoryd.core import Job, JobKind, JobState
+from memoryd.core import Job, JobKind, JobState, new_id, now
 from memoryd.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from memoryd.jobs import Handler, JobRunner, NotYet, Progress
 from memoryd.store import ledger_jobs
@@ -371,9 +371,10 @@ async def test_erasing_waits_until_nothing_works_on_the_document(ledger: SqlLedg
     add(ledger, "d2")
     async with running(ledger, work) as runner:
         await until(lambda: len(work.steps) == 2)
-        await runner.stop_work_on(TENANT, {"d1", "d9"})
+        erase = Job(TENANT, new_id(), JobKind.ERASE, "", now(), payload={"memory": "m"})
+        await runner.stop_work_on(TENANT, {"d1", "d9"}, erase)
         assert work.ended == ["d1"]
-        await runner.stop_work_on("blue", {"d2"})
+        await runner.stop_work_on("blue", {"d2"}, erase)
         assert work.ended == ["d1"]
 
 

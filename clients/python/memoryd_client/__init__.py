@@ -1,5 +1,6 @@
 """memoryd's Python client: write documents and conversations to a memory once, and ask it ever after."""
 
+from ._adapters import Adapters, AsyncAdapters
 from ._admin import Admin, AsyncAdmin
 from ._answer import Answer, AsyncAnswer
 from ._client import AsyncClient
@@ -21,7 +22,19 @@ from ._errors import (
     Unauthenticated,
     Unavailable,
 )
+from ._examples import AsyncExamples, Examples
 from ._jobs import AsyncJobs, Jobs
+from ._learning import (
+    Adapter,
+    AdapterState,
+    AddedExamples,
+    Example,
+    JudgedKind,
+    Judgement,
+    LossPoint,
+    Origin,
+    Verdict,
+)
 from ._memories import AsyncMemories, Memories
 from ._memory import AsyncMemory
 from ._records import (
@@ -30,14 +43,17 @@ from ._records import (
     EraseReceipt,
     Job,
     JobState,
+    LearnReceipt,
     NewApiKey,
     Receipt,
     ReindexReceipt,
+    StudyReceipt,
     Tenant,
     TenantUsage,
 )
 from ._settings import Retry, Tls
-from ._sync import Client, Memory
+from ._sync import Client
+from ._sync_memory import Memory
 from ._types import (
     AnswerEvent,
     Context,
@@ -59,15 +75,21 @@ from ._types import (
 from ._version import __version__
 
 __all__ = [
+    "Adapter",
+    "AdapterState",
+    "Adapters",
+    "AddedExamples",
     "Admin",
     "AlreadyExists",
     "Answer",
     "AnswerEvent",
     "ApiKey",
+    "AsyncAdapters",
     "AsyncAdmin",
     "AsyncAnswer",
     "AsyncClient",
     "AsyncDocuments",
+    "AsyncExamples",
     "AsyncJobs",
     "AsyncMemories",
     "AsyncMemory",
@@ -82,6 +104,8 @@ __all__ = [
     "DocumentKind",
     "Documents",
     "EraseReceipt",
+    "Example",
+    "Examples",
     "FailedPrecondition",
     "FieldViolation",
     "FinishReason",
@@ -92,6 +116,10 @@ __all__ = [
     "JobFailed",
     "JobState",
     "Jobs",
+    "JudgedKind",
+    "Judgement",
+    "LearnReceipt",
+    "LossPoint",
     "Memories",
     "Memory",
     "MemoryInfo",
@@ -102,6 +130,7 @@ __all__ = [
     "Mode",
     "NewApiKey",
     "NotFound",
+    "Origin",
     "PermissionDenied",
     "Receipt",
     "ReindexReceipt",
@@ -110,6 +139,7 @@ __all__ = [
     "Source",
     "Sources",
     "Stage",
+    "StudyReceipt",
     "Tenant",
     "TenantUsage",
     "Text",
@@ -117,6 +147,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Usage",
+    "Verdict",
     "WriteResult",
     "__version__",
 ]

@@ -19,7 +19,9 @@ class AsyncAnswer:
     that were seen, then those that are still to come.
     """
 
-    def __init__(self, begin: Callable[[], Awaitable[Stream]]) -> None:
+    def __init__(self, question: str, begin: Callable[[], Awaitable[Stream]]) -> None:
+        self.question = question
+        """What was asked."""
         self._begin = begin
         self._stream: Stream | None = None
         self._events: list[AnswerEvent] = []
@@ -125,6 +127,8 @@ class Answer:
 
     def __init__(self, inner: AsyncAnswer) -> None:
         self._inner = inner
+        self.question = inner.question
+        """What was asked."""
 
     def __iter__(self) -> Generator[AnswerEvent, None, None]:
         yield from drain(self._inner.__aiter__())

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc
 
 from . import _wire
-from ._errors import Cancelled, InvalidArgument, MemorydError, Unavailable, from_rpc
+from ._errors import Cancelled, InvalidArgument, MemorydError, NotFound, Unavailable, from_rpc
 from ._settings import Settings
 from ._transport import Transport
 from ._wire import Method
@@ -19,7 +19,7 @@ from ._wire import Method
 T = TypeVar("T")
 
 # Methods that change nothing, or where a second time changes nothing more. A write is safe by its request_id.
-_REPEATABLE_VERBS = ("Get", "List", "Search", "Build", "Answer", "Watch", "Check", "Cancel", "Revoke")
+_REPEATABLE_VERBS = ("Get", "List", "Search", "Build", "Answer", "Watch", "Check", "Cancel", "Revoke", "Activate", "Export")
 
 
 def is_repeatable(method: Method) -> bool:
@@ -63,6 +63,25 @@ class Caller:
 
         deadline = Deadline(timeout if timeout is not None else self._settings.timeout)
         return await self.retrying(method, attempt, deadline=deadline, again=lambda: is_repeatable(method))
+
+    async def delete(self, name: str, /, *, timeout: float | None = None, **fields: Any) -> None:
+        """Calls a `Service.Method` that deletes at once, and takes no request_id. It is repeated all the same: after an
+        attempt that may have arrived, NOT_FOUND says that what was wanted is done."""
+        method = _wire.method(name)
+        request = _request(method, fields)
+        tried = 0
+
+        def attempt(left: float | None, metadata: Any) -> Awaitable[Any]:
+            nonlocal tried
+            tried += 1
+            return self.transport.unary(method, request, left, metadata)
+
+        deadline = Deadline(timeout if timeout is not None else self._settings.timeout)
+        try:
+            await self.retrying(method, attempt, deadline=deadline, again=lambda: True)
+        except NotFound:
+            if tried == 1:
+                raise
 
     def stream(self, name: str, /, *, timeout: float | None, **fields: Any) -> Stream:
         """Calls a `Service.Method` that streams."""

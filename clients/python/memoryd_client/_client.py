@@ -12,6 +12,7 @@ from ._caller import Caller, Deadline
 from ._convert import name_of
 from ._errors import DeadlineExceeded, Unavailable
 from ._jobs import AsyncJobs
+from ._learning import Adapter
 from ._memories import AsyncMemories
 from ._memory import AsyncMemory
 from ._recall import Recall
@@ -80,9 +81,14 @@ class Core:
         stop: Sequence[str] = (),
         prior_messages: Sequence[Message | Mapping[str, Any]] = (),
         seed: int | None = None,
+        adapters: Mapping[str, float] | Sequence[str | Adapter] | None = None,
+        no_adapter: bool = False,
         timeout: float = LONG_TIMEOUT,
     ) -> AsyncAnswer:
-        """Answers a question from several memories: iterate the result for its events."""
+        """Answers a question from several memories: iterate the result for its events.
+
+        `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight 1. `no_adapter`:
+        the reader alone."""
         return self._recall.answer(
             memories,
             question,
@@ -93,6 +99,8 @@ class Core:
             stop=stop,
             prior_messages=prior_messages,
             seed=seed,
+            adapters=adapters,
+            no_adapter=no_adapter,
             timeout=timeout,
         )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
+from . import _learning as lr
 from . import _records as r
 from . import _types as t
 from . import _wire
@@ -20,6 +21,12 @@ def name_of(collection: str, given: object) -> str:
     """Full resource name of an id, of a name, or of anything that has a name."""
     name = given if isinstance(given, str) else str(getattr(given, "name", given))
     return name if name.startswith(f"{collection}/") else f"{collection}/{name}"
+
+
+def name_in(memory: str, collection: str, given: object) -> str:
+    """Full resource name of an id in a memory, of a name, or of anything that has a name."""
+    name = given if isinstance(given, str) else str(getattr(given, "name", given))
+    return name if name.startswith("memories/") else f"{memory}/{collection}/{name}"
 
 
 def time_out(value: datetime | None) -> Any:
@@ -127,6 +134,7 @@ def answer_event(message: Any) -> t.AnswerEvent | None:
             stage_ms=dict(usage.stage_ms),
             finish_reason=t.FinishReason(usage.finish_reason),
             cited=tuple(usage.cited),
+            adapters={used.adapter: used.weight for used in usage.adapters},
         )
     return None
 
@@ -146,10 +154,10 @@ def job(operation: Any) -> r.Job:
 
 
 def _receipt(packed: Any) -> r.Receipt | None:
-    for kind in (r.EraseReceipt, r.CompressReceipt, r.ReindexReceipt):
+    for kind in (r.EraseReceipt, r.CompressReceipt, r.ReindexReceipt, r.StudyReceipt, r.LearnReceipt):
         message = _wire.message(kind.__name__)()
         if packed.Unpack(message):
-            return _same(kind, message)  # type: ignore[return-value]  # one of the three
+            return _same(kind, message)  # type: ignore[return-value]  # one of them
     return None
 
 
@@ -163,3 +171,72 @@ def api_key(message: Any) -> r.ApiKey:
 
 def tenant_usage(message: Any) -> r.TenantUsage:
     return _same(r.TenantUsage, message)
+
+
+def example(message: Any) -> lr.Example:
+    return _same(lr.Example, message, documents=tuple(message.documents), origin=lr.Origin(message.origin))
+
+
+def added_examples(message: Any) -> lr.AddedExamples:
+    return _same(lr.AddedExamples, message, examples=tuple(example(m) for m in message.examples))
+
+
+def examples_out(memory: str, given: Iterable[lr.GivenExample]) -> Iterator[Any]:
+    """Wire examples. InvalidArgument says which of them can't be one."""
+    for number, one in enumerate(given):
+        try:
+            yield example_out(memory, one)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"example {number}: {error.message}") from None
+
+
+def example_out(memory: str, given: lr.GivenExample) -> Any:
+    """A wire example. What only memoryd sets is left out, so that what was read or exported can be added again."""
+    if isinstance(given, lr.Example):
+        fields: dict[str, Any] = dataclasses.asdict(given)
+    elif isinstance(given, Mapping):
+        fields = dict(given)
+    elif isinstance(given, Sequence) and not isinstance(given, str) and len(given) in (2, 3):
+        fields = dict(zip(("question", "answer", "documents"), given, strict=False))
+    else:
+        raise InvalidArgument("an example is an Example, a dict, or a tuple of question, answer and perhaps documents")
+    fields = {key: value for key, value in fields.items() if key not in ("name", "origin", "create_time")}
+    fields["documents"] = documents_out(memory, fields.get("documents") or ())
+    try:
+        return _wire.message("Example")(**fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"an example takes question, answer and documents: {error}") from None
+
+
+def documents_out(memory: str, given: str | Iterable[str | t.Document]) -> list[str]:
+    """Full names of a memory's documents."""
+    return [name_in(memory, "documents", one) for one in ([given] if isinstance(given, str) else given)]
+
+
+def adapter(message: Any) -> lr.Adapter:
+    judged = message.judgement
+    kinds = tuple(_same(lr.JudgedKind, kind) for kind in judged.kinds)
+    return _same(
+        lr.Adapter,
+        message,
+        state=lr.AdapterState(message.state),
+        judgement=_same(lr.Judgement, judged, kinds=kinds) if message.HasField("judgement") else None,
+        curve=tuple(_same(lr.LossPoint, point) for point in message.curve),
+    )
+
+
+def weights_out(memories: Sequence[str], given: lr.GivenAdapters | None) -> list[dict[str, Any]]:
+    """Wire weights of the adapters to answer with. Where one memory is asked, an id will do."""
+    if isinstance(given, (str, lr.Adapter)):  # one, where several are meant
+        given = [given]
+    pairs = given.items() if isinstance(given, Mapping) else [(adapter, 1.0) for adapter in given or ()]
+    return [{"adapter": _adapter_name(memories, adapter), "weight": weight} for adapter, weight in pairs]
+
+
+def _adapter_name(memories: Sequence[str], given: str | lr.Adapter) -> str:
+    if len(memories) == 1:
+        return name_in(memories[0], "adapters", given)
+    name = given if isinstance(given, str) else given.name
+    if not name.startswith("memories/"):
+        raise InvalidArgument(f"several memories are asked: give the adapter {name!r} with its full name")
+    return name

@@ -60,9 +60,7 @@ class AsyncDocuments:
         return await reach(self._caller, lambda: self.get(name), name, stage, timeout)
 
     def _name(self, document: str | Document) -> str:
-        if isinstance(document, Document):
-            return document.name
-        return document if document.startswith("memories/") else f"{self._memory}/documents/{document}"
+        return _convert.name_in(self._memory, "documents", document)
 
 
 class Documents:

@@ -1,20 +1,23 @@
-"""`client.memory(id)`: a handle to one memory, on asyncio. `_sync.py` has the blocking one."""
+"""`client.memory(id)`: a handle to one memory, on asyncio. `_sync_memory.py` has the blocking one."""
 
 from __future__ import annotations
 
 import io
 import os
-from asyncio import CancelledError
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
 from . import _convert, _wire
+from ._adapters import AsyncAdapters
 from ._answer import AsyncAnswer
-from ._caller import Caller, Deadline, build
+from ._caller import Caller, build
 from ._documents import AsyncDocuments, AsyncWriteResult
-from ._errors import AlreadyExists, InvalidArgument, MemorydError
+from ._errors import AlreadyExists, InvalidArgument
+from ._examples import AsyncExamples
+from ._learning import Adapter, Example, Verdict
 from ._recall import Recall
+from ._records import Job
 from ._settings import LONG_TIMEOUT
 from ._types import Context, Document, MemoryInfo, Message, Metadata, Mode, Source
 from ._upload import UploadSource
@@ -30,6 +33,10 @@ class AsyncMemory:
         """memories/{memory}."""
         self.documents = AsyncDocuments(caller, name, self._ready)
         """The documents of this memory."""
+        self.examples = AsyncExamples(caller, name, self._ready)
+        """What its adapters are trained on."""
+        self.adapters = AsyncAdapters(caller, name, self._ready)
+        """The versions of its LoRA."""
         self._caller = caller
         self._recall = Recall(caller)
         self._create = create
@@ -119,24 +126,13 @@ class AsyncMemory:
         fields["replaces"] = self._replaced(replaces)
         fields["request_id"] = request_id or _wire.new_id()
         await self._ready()
-        file = UploadSource(source)
-        if title is None:
-            fields["title"] = file.title
-        method = _wire.method("DocumentService.UploadDocument")
-        try:
+        with UploadSource(source) as file:
+            if title is None:
+                fields["title"] = file.title
             header = build(_wire.message("UploadHeader"), fields)
-            response = await self._caller.retrying(
-                method,
-                lambda left, sent: self._caller.transport.upload(method, file.pieces(header), left, sent),
-                deadline=Deadline(timeout),
-                again=lambda: file.rewindable and file.failure is None,
+            response = await file.send(
+                self._caller, "DocumentService.UploadDocument", lambda: file.pieces(header), timeout, repeatable=True
             )
-        except (MemorydError, CancelledError):
-            if file.failure is not None:
-                raise file.failure from None
-            raise
-        finally:
-            file.close()
         return self._result(response)
 
     async def search(self, query: str, *, top_k: int | None = None, timeout: float | None = None) -> list[Source]:
@@ -158,9 +154,14 @@ class AsyncMemory:
         stop: Sequence[str] = (),
         prior_messages: Sequence[Message | Mapping[str, Any]] = (),
         seed: int | None = None,
+        adapters: Mapping[str, float] | Sequence[str | Adapter] | None = None,
+        no_adapter: bool = False,
         timeout: float = LONG_TIMEOUT,
     ) -> AsyncAnswer:
-        """Answers a question: iterate the result for its events. What is None is left to the daemon."""
+        """Answers a question: iterate the result for its events. What is None is left to the daemon.
+
+        `adapters`: chosen by hand in place of the active one, each with its weight, or all with weight 1. `no_adapter`: the
+        reader alone."""
         return self._recall.answer(
             [self],
             question,
@@ -171,8 +172,68 @@ class AsyncMemory:
             stop=stop,
             prior_messages=prior_messages,
             seed=seed,
+            adapters=adapters,
+            no_adapter=no_adapter,
             timeout=timeout,
         )
+
+    async def feedback(
+        self,
+        question: str,
+        answer: str | AsyncAnswer,
+        verdict: Verdict,
+        *,
+        correction: str | None = None,
+        documents: Iterable[str | Document] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Example:
+        """Adds what a person thinks of an answer: a good or corrected one becomes an example; to a bad one the memory shall
+        rather say that it does not know.
+
+        `answer`: its text, or the answer itself, read to its end. `documents`: those of this memory that it rests on;
+        where None, those that the answer itself cites."""
+        if not isinstance(answer, str):
+            if documents is None:
+                cited = [source.document for source in await answer.cited]
+                documents = dict.fromkeys(name for name in cited if name.startswith(f"{self.name}/"))
+            answer = await answer.text
+        return _convert.example(
+            await self._learn(
+                "GiveFeedback",
+                timeout,
+                parent=self.name,
+                question=question,
+                answer=answer,
+                verdict=verdict,
+                correction=correction,
+                documents=_convert.documents_out(self.name, documents or ()),
+                request_id=request_id,
+            )
+        )
+
+    async def study(
+        self, *, max_examples: int | None = None, request_id: str | None = None, timeout: float | None = None
+    ) -> Job:
+        """Makes examples of the memory's own passages. The job ends with a StudyReceipt."""
+        call = self._learn("StudyMemory", timeout, name=self.name, max_examples=max_examples, request_id=request_id)
+        return _convert.job(await call)
+
+    async def learn(
+        self,
+        *,
+        epochs: float | None = None,
+        keep_inactive: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Job:
+        """Trains an adapter on the memory's examples, judges it, and activates it if it answers better. The job ends with a
+        LearnReceipt; where the memory is learning already, it is the job that does.
+
+        `epochs`: passes over the examples; as the daemon is configured where None. `keep_inactive`: the adapter is kept
+        with its verdict, and not activated."""
+        fields = {"name": self.name, "epochs": epochs, "keep_inactive": keep_inactive, "request_id": request_id}
+        return _convert.job(await self._learn("LearnMemory", timeout, **fields))
 
     async def _ready(self) -> None:
         """Creates the memory where that was asked for, once."""
@@ -184,6 +245,10 @@ class AsyncMemory:
     async def _write(self, method: str, timeout: float | None, **fields: Any) -> AsyncWriteResult:
         await self._ready()
         return self._result(await self._caller.unary(f"DocumentService.{method}", timeout=timeout, parent=self.name, **fields))
+
+    async def _learn(self, method: str, timeout: float | None, **fields: Any) -> Any:
+        await self._ready()
+        return await self._caller.unary(f"LearnService.{method}", timeout=timeout, **fields)
 
     def _replaced(self, document: str | Document | None) -> str | None:
         return None if document is None else self.documents._name(document)

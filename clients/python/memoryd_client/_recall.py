@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from . import _convert
 from ._answer import AsyncAnswer
 from ._caller import Caller, Stream
+from ._learning import GivenAdapters
 from ._types import Context, MemoryInfo, Message, Mode, Source
 
 
@@ -50,6 +51,7 @@ class Recall:
         *,
         prior_messages: Sequence[Message | Mapping[str, Any]],
         mode: Mode | None,
+        adapters: GivenAdapters | None,
         timeout: float,
         **fields: Any,
     ) -> AsyncAnswer:
@@ -62,10 +64,11 @@ class Recall:
                 question=question,
                 prior_messages=[_convert.message_out(m) for m in prior_messages],
                 mode=None if mode is None else int(mode),
+                adapters=_convert.weights_out(names, adapters),
                 **fields,
             )
 
-        return AsyncAnswer(begin)
+        return AsyncAnswer(question, begin)
 
 
 async def _names(memories: Sequence[Given]) -> list[str]:

@@ -25,7 +25,7 @@ class EraseReceipt:
     """What a job erased."""
 
     target: str
-    """The document or memory that was erased."""
+    """The document, memory or adapter that was erased."""
     documents: int
     """How many documents."""
     blobs: int
@@ -34,6 +34,8 @@ class EraseReceipt:
     """How many vectors."""
     cache_keys: int
     """How many cache keys."""
+    adapters: int
+    """How many adapters that were trained with it."""
     erase_time: datetime | None
     """When."""
 
@@ -68,7 +70,55 @@ class ReindexReceipt:
     """How many passages."""
 
 
-Receipt: TypeAlias = EraseReceipt | CompressReceipt | ReindexReceipt
+@dataclass(frozen=True, kw_only=True)
+class StudyReceipt:
+    """What a job made of a memory's own passages."""
+
+    memory: str
+    """memories/{memory}."""
+    passages: int
+    """Passages that were read."""
+    questions: int
+    """Questions that were made."""
+    unanswerable: int
+    """Of those, dropped because the answer was not found again in the passage."""
+    duplicates: int
+    """Dropped because the memory has such a question already."""
+    leaking: int
+    """Dropped because the question tells its own answer."""
+    examples: int
+    """Examples that were added."""
+    prompt_tokens: int
+    """Tokens that the teacher read."""
+    output_tokens: int
+    """Tokens that it wrote."""
+    teacher: str
+    """Who made the questions: the local model, or the teacher that the operator configured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnReceipt:
+    """What a job trained, and whether it is served."""
+
+    memory: str
+    """memories/{memory}."""
+    adapter: str
+    """memories/{memory}/adapters/{adapter}."""
+    activated: bool
+    """Whether it is served now."""
+    verdict: str
+    """Why, or why not."""
+    examples: int
+    """Examples that it was trained on."""
+    held_out: int
+    """Examples that it was judged on."""
+    steps: int
+    """Steps of the optimizer."""
+    seconds: float
+    """Seconds of computing."""
+
+
+Receipt: TypeAlias = EraseReceipt | CompressReceipt | ReindexReceipt | StudyReceipt | LearnReceipt
 """What a job that succeeded leaves."""
 
 
@@ -79,13 +129,13 @@ class Job:
     name: str
     """operations/{operation}."""
     kind: str
-    """What it does: compress, erase, reindex."""
+    """What it does: compress, erase, reindex, study, learn."""
     target: str
     """The document or memory that it is for."""
     state: JobState
     """Where it stands."""
     stage: str
-    """What it is doing: chunk, reuse, index, compress, erase."""
+    """What it is doing: chunk, reuse, index, compress, erase, study, prepare, learn, judge, publish."""
     done: int
     """Units of this stage that are done."""
     total: int

@@ -1,134 +1,22 @@
-"""`Client` and `Memory`: `AsyncClient` and `AsyncMemory` in blocking shape, over a transport that never suspends."""
+"""`Client`: `AsyncClient` in blocking shape, over a transport that never suspends."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 from ._admin import Admin
 from ._answer import Answer
 from ._client import DEFAULT_RETRY, USER_AGENT, Core
-from ._documents import AsyncWriteResult, Documents, WriteResult
 from ._jobs import Jobs
+from ._learning import Adapter
 from ._memories import Memories
 from ._memory import AsyncMemory
 from ._settings import CALL_TIMEOUT, LONG_TIMEOUT, Retry, Settings, Tls
+from ._sync_memory import Memory
 from ._transport import Blocking, finish
-from ._types import Context, Document, HealthStatus, MemoryInfo, Message, Metadata, Mode, Source
-
-
-class Memory:
-    """One memory. Made by `client.memory(id)`, which calls nothing yet."""
-
-    def __init__(self, inner: AsyncMemory) -> None:
-        self._inner = inner
-        self.name = inner.name
-        """memories/{memory}."""
-        self.documents = Documents(inner.documents)
-        """The documents of this memory."""
-
-    @property
-    def id(self) -> str:
-        """The last part of its name."""
-        return self._inner.id
-
-    def __repr__(self) -> str:
-        return f"Memory({self.id!r})"
-
-    def info(self, *, timeout: float | None = None) -> MemoryInfo:
-        """Reads what is known of it."""
-        return finish(self._inner.info(timeout=timeout))
-
-    def write(
-        self,
-        text: str | bytes,
-        *,
-        title: str = "",
-        metadata: Metadata | None = None,
-        replaces: str | Document | None = None,
-        request_id: str | None = None,
-        timeout: float | None = None,
-    ) -> WriteResult:
-        """Writes a text of any size. It is durable when this returns.
-
-        `replaces`: the document whose new version it is; that one is deleted, and only changed chunks are compressed.
-        NotFound: it is not there any more."""
-        write = self._inner.write
-        return _result(
-            finish(write(text, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
-        )
-
-    def write_messages(
-        self,
-        messages: Iterable[Message | Mapping[str, Any]],
-        *,
-        title: str = "",
-        metadata: Metadata | None = None,
-        replaces: str | Document | None = None,
-        request_id: str | None = None,
-        timeout: float | None = None,
-    ) -> WriteResult:
-        """Writes a conversation: Messages, or dicts as chat APIs use them. `replaces`: as for write()."""
-        write = self._inner.write_messages
-        return _result(
-            finish(write(messages, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
-        )
-
-    def upload(
-        self,
-        source: str | os.PathLike[str] | BinaryIO,
-        *,
-        title: str | None = None,
-        metadata: Metadata | None = None,
-        replaces: str | Document | None = None,
-        request_id: str | None = None,
-        timeout: float = LONG_TIMEOUT,
-    ) -> WriteResult:
-        """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name.
-
-        `replaces`: as for write()."""
-        upload = self._inner.upload
-        return _result(
-            finish(upload(source, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
-        )
-
-    def search(self, query: str, *, top_k: int | None = None, timeout: float | None = None) -> list[Source]:
-        """Finds passages, best first."""
-        return finish(self._inner.search(query, top_k=top_k, timeout=timeout))
-
-    def context(self, query: str, *, max_tokens: int | None = None, timeout: float | None = None) -> Context:
-        """A text context within a token budget, for agents that use another LLM."""
-        return finish(self._inner.context(query, max_tokens=max_tokens, timeout=timeout))
-
-    def answer(
-        self,
-        question: str,
-        *,
-        mode: Mode | None = None,
-        top_k: int | None = None,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        stop: Sequence[str] = (),
-        prior_messages: Sequence[Message | Mapping[str, Any]] = (),
-        seed: int | None = None,
-        timeout: float = LONG_TIMEOUT,
-    ) -> Answer:
-        """Answers a question: iterate the result for its events. What is None is left to the daemon."""
-        return Answer(
-            self._inner.answer(
-                question,
-                mode=mode,
-                top_k=top_k,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                stop=stop,
-                prior_messages=prior_messages,
-                seed=seed,
-                timeout=timeout,
-            )
-        )
+from ._types import Context, HealthStatus, MemoryInfo, Message, Mode, Source
 
 
 class Client:
@@ -201,9 +89,14 @@ class Client:
         stop: Sequence[str] = (),
         prior_messages: Sequence[Message | Mapping[str, Any]] = (),
         seed: int | None = None,
+        adapters: Mapping[str, float] | Sequence[str | Adapter] | None = None,
+        no_adapter: bool = False,
         timeout: float = LONG_TIMEOUT,
     ) -> Answer:
-        """Answers a question from several memories: iterate the result for its events."""
+        """Answers a question from several memories: iterate the result for its events.
+
+        `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight 1. `no_adapter`:
+        the reader alone."""
         return Answer(
             self._core.answer(
                 _inner(memories),
@@ -215,6 +108,8 @@ class Client:
                 stop=stop,
                 prior_messages=prior_messages,
                 seed=seed,
+                adapters=adapters,
+                no_adapter=no_adapter,
                 timeout=timeout,
             )
         )
@@ -236,10 +131,6 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def _result(inner: AsyncWriteResult) -> WriteResult:
-    return WriteResult(document=inner.document, already_stored=inner.already_stored, job=inner.job, _documents=inner._documents)
 
 
 def _inner(memories: Sequence[str | MemoryInfo | Memory]) -> list[str | MemoryInfo | AsyncMemory]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -35,6 +35,9 @@ class Transport(Protocol):
 
     async def read(self, call: Any) -> Any:
         """The next response of a stream; None where it ended."""
+
+    async def off_loop(self, work: Callable[[], None]) -> None:
+        """Does what waits for a disk, so that no event loop is held up by it."""
 
     async def sleep(self, seconds: float) -> None: ...
 
@@ -66,6 +69,9 @@ class Blocking:
 
     async def read(self, call: Any) -> Any:
         return next(call, None)
+
+    async def off_loop(self, work: Callable[[], None]) -> None:
+        work()
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251  # this is the blocking one
@@ -108,6 +114,9 @@ class Asyncio:
     async def read(self, call: Any) -> Any:
         response = await call.read()
         return None if response is grpc.aio.EOF else response
+
+    async def off_loop(self, work: Callable[[], None]) -> None:
+        await asyncio.to_thread(work)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
 
@@ -221,7 +221,7 @@ class Usage:
     cache_hits: Mapping[str, int]
     """Where compressed embeddings were found: cache tier to count."""
     adapter: str
-    """Adapter that was used."""
+    """Reader that was used: every adapter stands on it."""
     compressor: str
     """Fingerprint of the compressor, where compressed embeddings were used."""
     base_model: str
@@ -231,11 +231,13 @@ class Usage:
     total_ms: float
     """From the call's arrival at the daemon to its end."""
     stage_ms: Mapping[str, float]
-    """Parts of time_to_first_token_ms: embed, search, load, queue, prefill."""
+    """Parts of time_to_first_token_ms: embed, search, load, adapter, queue, prefill."""
     finish_reason: FinishReason
     """Why it ended."""
     cited: tuple[int, ...] = ()
     """Which of Sources.sources the answer says that it rests on, from 0; empty for a refusal or without a reader."""
+    adapters: Mapping[str, float] = field(default_factory=dict)
+    """Adapters of the memories that were used, with their weights."""
 
 
 AnswerEvent: TypeAlias = Sources | Text | Usage

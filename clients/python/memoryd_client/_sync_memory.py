@@ -1,0 +1,193 @@
+"""`Memory`: `AsyncMemory` in blocking shape."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from ._adapters import Adapters
+from ._answer import Answer
+from ._documents import AsyncWriteResult, Documents, WriteResult
+from ._examples import Examples
+from ._learning import Adapter, Example, Verdict
+from ._memory import AsyncMemory
+from ._records import Job
+from ._settings import LONG_TIMEOUT
+from ._transport import finish
+from ._types import Context, Document, MemoryInfo, Message, Metadata, Mode, Source
+
+
+class Memory:
+    """One memory. Made by `client.memory(id)`, which calls nothing yet."""
+
+    def __init__(self, inner: AsyncMemory) -> None:
+        self._inner = inner
+        self.name = inner.name
+        """memories/{memory}."""
+        self.documents = Documents(inner.documents)
+        """The documents of this memory."""
+        self.examples = Examples(inner.examples)
+        """What its adapters are trained on."""
+        self.adapters = Adapters(inner.adapters)
+        """The versions of its LoRA."""
+
+    @property
+    def id(self) -> str:
+        """The last part of its name."""
+        return self._inner.id
+
+    def __repr__(self) -> str:
+        return f"Memory({self.id!r})"
+
+    def info(self, *, timeout: float | None = None) -> MemoryInfo:
+        """Reads what is known of it."""
+        return finish(self._inner.info(timeout=timeout))
+
+    def write(
+        self,
+        text: str | bytes,
+        *,
+        title: str = "",
+        metadata: Metadata | None = None,
+        replaces: str | Document | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> WriteResult:
+        """Writes a text of any size. It is durable when this returns.
+
+        `replaces`: the document whose new version it is; that one is deleted, and only changed chunks are compressed.
+        NotFound: it is not there any more."""
+        write = self._inner.write
+        return _result(
+            finish(write(text, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
+        )
+
+    def write_messages(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        title: str = "",
+        metadata: Metadata | None = None,
+        replaces: str | Document | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> WriteResult:
+        """Writes a conversation: Messages, or dicts as chat APIs use them. `replaces`: as for write()."""
+        write = self._inner.write_messages
+        return _result(
+            finish(write(messages, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
+        )
+
+    def upload(
+        self,
+        source: str | os.PathLike[str] | BinaryIO,
+        *,
+        title: str | None = None,
+        metadata: Metadata | None = None,
+        replaces: str | Document | None = None,
+        request_id: str | None = None,
+        timeout: float = LONG_TIMEOUT,
+    ) -> WriteResult:
+        """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name.
+
+        `replaces`: as for write()."""
+        upload = self._inner.upload
+        return _result(
+            finish(upload(source, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
+        )
+
+    def search(self, query: str, *, top_k: int | None = None, timeout: float | None = None) -> list[Source]:
+        """Finds passages, best first."""
+        return finish(self._inner.search(query, top_k=top_k, timeout=timeout))
+
+    def context(self, query: str, *, max_tokens: int | None = None, timeout: float | None = None) -> Context:
+        """A text context within a token budget, for agents that use another LLM."""
+        return finish(self._inner.context(query, max_tokens=max_tokens, timeout=timeout))
+
+    def answer(
+        self,
+        question: str,
+        *,
+        mode: Mode | None = None,
+        top_k: int | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: Sequence[str] = (),
+        prior_messages: Sequence[Message | Mapping[str, Any]] = (),
+        seed: int | None = None,
+        adapters: Mapping[str, float] | Sequence[str | Adapter] | None = None,
+        no_adapter: bool = False,
+        timeout: float = LONG_TIMEOUT,
+    ) -> Answer:
+        """Answers a question: iterate the result for its events. What is None is left to the daemon.
+
+        `adapters`: chosen by hand in place of the active one, each with its weight, or all with weight 1. `no_adapter`: the
+        reader alone."""
+        return Answer(
+            self._inner.answer(
+                question,
+                mode=mode,
+                top_k=top_k,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                stop=stop,
+                prior_messages=prior_messages,
+                seed=seed,
+                adapters=adapters,
+                no_adapter=no_adapter,
+                timeout=timeout,
+            )
+        )
+
+    def feedback(
+        self,
+        question: str,
+        answer: str | Answer,
+        verdict: Verdict,
+        *,
+        correction: str | None = None,
+        documents: Iterable[str | Document] | None = None,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Example:
+        """Adds what a person thinks of an answer: a good or corrected one becomes an example; to a bad one the memory shall
+        rather say that it does not know.
+
+        `answer`: its text, or the answer itself, read to its end. `documents`: those of this memory that it rests on;
+        where None, those that the answer itself cites."""
+        return finish(
+            self._inner.feedback(
+                question,
+                answer._inner if isinstance(answer, Answer) else answer,
+                verdict,
+                correction=correction,
+                documents=documents,
+                request_id=request_id,
+                timeout=timeout,
+            )
+        )
+
+    def study(self, *, max_examples: int | None = None, request_id: str | None = None, timeout: float | None = None) -> Job:
+        """Makes examples of the memory's own passages. The job ends with a StudyReceipt."""
+        return finish(self._inner.study(max_examples=max_examples, request_id=request_id, timeout=timeout))
+
+    def learn(
+        self,
+        *,
+        epochs: float | None = None,
+        keep_inactive: bool = False,
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Job:
+        """Trains an adapter on the memory's examples, judges it, and activates it if it answers better. The job ends with a
+        LearnReceipt; where the memory is learning already, it is the job that does.
+
+        `epochs`: passes over the examples; as the daemon is configured where None. `keep_inactive`: the adapter is kept
+        with its verdict, and not activated."""
+        learn = self._inner.learn
+        return finish(learn(epochs=epochs, keep_inactive=keep_inactive, request_id=request_id, timeout=timeout))
+
+
+def _result(inner: AsyncWriteResult) -> WriteResult:
+    return WriteResult(document=inner.document, already_stored=inner.already_stored, job=inner.job, _documents=inner._documents)

@@ -1,0 +1,214 @@
+"""LearnService: examples, learning, and adapters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.longrunning import operations_pb2
+
+from memoryd import core
+from memoryd.api import convert
+from memoryd.api.caller import tenant
+from memoryd.core import AdapterState, JobKind, Origin
+from memoryd.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from memoryd.jobs import JobRunner
+from memoryd.learn.adapter_files import MAX_BYTES, pack_files, unpack_files
+from memoryd.learn.curve import draw
+from memoryd.learn.imported import imported
+from memoryd.models import Models
+from memoryd.recall.adapters import AdapterStore, blob_key
+from memoryd.recall.prompt import REFUSAL
+from memoryd.store.base import Blobs, Ledger
+from memoryd.v1 import learn_pb2, learn_pb2_grpc
+
+_PAGE = 100
+_PIECE = 1 << 20
+_PAGE_BYTES = 3 << 20  # a page with more than this has fewer examples: gRPC's clients take 4 MiB
+
+
+class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
+    """Learning of memories of the caller's tenant."""
+
+    def __init__(self, ledger: Ledger, blobs: Blobs, models: Models, adapters: AdapterStore, jobs: JobRunner) -> None:
+        self._ledger = ledger
+        self._blobs = blobs
+        self._models = models
+        self._adapters = adapters
+        self._jobs = jobs
+
+    async def CreateExamples(self, request: learn_pb2.CreateExamplesRequest, context: Any) -> learn_pb2.CreateExamplesResponse:
+        memory = convert.last(request.parent)
+        new = [(e.question, e.answer, _documents(memory, e.documents)) for e in request.examples]
+        made, held = await asyncio.to_thread(
+            self._ledger.add_examples, tenant(), memory, new, Origin.SUPPLIED, convert.request(request)
+        )
+        return learn_pb2.CreateExamplesResponse(examples=[convert.example(e) for e in made], already_stored=held)
+
+    async def GiveFeedback(self, request: learn_pb2.GiveFeedbackRequest, context: Any) -> learn_pb2.Example:
+        corrected = request.verdict == learn_pb2.VERDICT_CORRECTED
+        if corrected != bool(request.correction.strip()):
+            raise InvalidArgument("correction: goes with VERDICT_CORRECTED, and with nothing else", reason="INVALID_FIELD")
+        answer = {
+            learn_pb2.VERDICT_GOOD: request.answer,
+            learn_pb2.VERDICT_BAD: REFUSAL,
+            learn_pb2.VERDICT_CORRECTED: request.correction,
+        }[request.verdict]
+        memory = convert.last(request.parent)
+        new = [(request.question, answer, _documents(memory, request.documents))]
+        made, _ = await asyncio.to_thread(
+            self._ledger.add_examples, tenant(), memory, new, Origin.FEEDBACK, convert.request(request)
+        )
+        if not made:  # a late repeat of what was deleted since
+            raise FailedPrecondition("the example of this request was deleted since", reason="EXAMPLE_DELETED")
+        return convert.example(made[0])
+
+    async def ListExamples(self, request: learn_pb2.ListExamplesRequest, context: Any) -> learn_pb2.ListExamplesResponse:
+        size = request.page_size or _PAGE
+        while True:
+            page = await asyncio.to_thread(
+                self._ledger.list_examples, tenant(), convert.last(request.parent), size, request.page_token
+            )
+            response = learn_pb2.ListExamplesResponse(
+                examples=[convert.example(e) for e in page.items], next_page_token=page.next_token
+            )
+            if response.ByteSize() <= _PAGE_BYTES or size == 1:
+                return response
+            size //= 2
+
+    async def DeleteExample(self, request: learn_pb2.DeleteExampleRequest, context: Any) -> learn_pb2.DeleteExampleResponse:
+        await asyncio.to_thread(self._ledger.delete_example, tenant(), *convert.child_ids(request.name))
+        return learn_pb2.DeleteExampleResponse()
+
+    async def ExportExamples(
+        self, request: learn_pb2.ExportExamplesRequest, context: Any
+    ) -> AsyncIterator[learn_pb2.ExportExamplesResponse]:
+        token = ""
+        while True:
+            page = await asyncio.to_thread(self._ledger.list_examples, tenant(), convert.last(request.parent), _PAGE, token)
+            lines = "".join(json.dumps(_exported(e), ensure_ascii=False) + "\n" for e in page.items)
+            if lines:
+                yield learn_pb2.ExportExamplesResponse(jsonl=lines.encode())
+            token = page.next_token
+            if not token:
+                return
+
+    async def StudyMemory(self, request: learn_pb2.StudyMemoryRequest, context: Any) -> operations_pb2.Operation:
+        payload = {"max_examples": str(request.max_examples)} if request.max_examples else {}
+        return await self._job(JobKind.STUDY, request, payload)
+
+    async def LearnMemory(self, request: learn_pb2.LearnMemoryRequest, context: Any) -> operations_pb2.Operation:
+        payload = {"epochs": str(request.epochs)} if request.epochs else {}
+        if request.keep_inactive:
+            payload["keep_inactive"] = "yes"
+        if request.modes:
+            payload["modes"] = ",".join(str(int(mode)) for mode in dict.fromkeys(request.modes))
+        return await self._job(JobKind.LEARN, request, payload)
+
+    async def ListAdapters(self, request: learn_pb2.ListAdaptersRequest, context: Any) -> learn_pb2.ListAdaptersResponse:
+        page = await asyncio.to_thread(
+            self._ledger.list_adapters,
+            tenant(),
+            convert.last(request.parent),
+            request.page_size or _PAGE,
+            request.page_token,
+        )
+        return learn_pb2.ListAdaptersResponse(
+            adapters=[convert.adapter(a) for a in page.items], next_page_token=page.next_token
+        )
+
+    async def GetAdapter(self, request: learn_pb2.GetAdapterRequest, context: Any) -> learn_pb2.Adapter:
+        adapter = await asyncio.to_thread(self._ledger.get_adapter, tenant(), *convert.child_ids(request.name))
+        out = convert.adapter(adapter)
+        if adapter.state is not AdapterState.TAINTED:
+            files = await asyncio.to_thread(self._adapters.read, tenant(), adapter)
+            points = [json.loads(line) for line in files.curve.decode().splitlines()]
+            out.curve.extend(learn_pb2.LossPoint(step=p["step"], loss=p["loss"]) for p in points)
+            if points:
+                out.curve_png = await asyncio.to_thread(draw, points)
+        return out
+
+    async def ActivateAdapter(self, request: learn_pb2.ActivateAdapterRequest, context: Any) -> learn_pb2.Adapter:
+        memory, id_ = convert.child_ids(request.name)
+        adapter = await asyncio.to_thread(self._ledger.get_adapter, tenant(), memory, id_)
+        if why := self._adapters.misfit(adapter):
+            raise FailedPrecondition(f"the adapter cannot be used, {why}", reason="ADAPTER_MISFIT")
+        return convert.adapter(await asyncio.to_thread(self._ledger.activate_adapter, tenant(), memory, id_))
+
+    async def RollBackAdapter(
+        self, request: learn_pb2.RollBackAdapterRequest, context: Any
+    ) -> learn_pb2.RollBackAdapterResponse:
+        active = await asyncio.to_thread(self._ledger.roll_back_adapter, tenant(), convert.last(request.name))
+        return learn_pb2.RollBackAdapterResponse(active=convert.adapter(active) if active else None)
+
+    async def DeleteAdapter(self, request: learn_pb2.DeleteAdapterRequest, context: Any) -> learn_pb2.DeleteAdapterResponse:
+        memory, adapter = convert.child_ids(request.name)
+        await asyncio.to_thread(self._ledger.delete_adapter, tenant(), memory, adapter)
+        await self._adapters.forget(tenant(), [adapter])
+        self._jobs.wake()
+        return learn_pb2.DeleteAdapterResponse()
+
+    async def ExportAdapter(
+        self, request: learn_pb2.ExportAdapterRequest, context: Any
+    ) -> AsyncIterator[learn_pb2.ExportAdapterResponse]:
+        adapter = await asyncio.to_thread(self._ledger.get_adapter, tenant(), *convert.child_ids(request.name))
+        if adapter.state is AdapterState.TAINTED:
+            raise FailedPrecondition("the adapter was trained with a document that is deleted", reason="ADAPTER_TAINTED")
+        data = pack_files(await asyncio.to_thread(self._adapters.read, tenant(), adapter))
+        for at in range(0, len(data), _PIECE):
+            yield learn_pb2.ExportAdapterResponse(data=data[at : at + _PIECE])
+
+    async def ImportAdapter(
+        self, request_iterator: AsyncIterator[learn_pb2.ImportAdapterRequest], context: Any
+    ) -> learn_pb2.Adapter:
+        first = await anext(aiter(request_iterator), None)
+        if first is None or not first.parent:
+            raise InvalidArgument("an import begins with the parent", reason="UPLOAD_ORDER")
+        memory = convert.last(first.parent)
+        await asyncio.to_thread(self._ledger.require_memories, tenant(), [memory])
+        data = bytearray()
+        async for piece in request_iterator:
+            if piece.parent:
+                raise InvalidArgument("an import has one parent, then data", reason="UPLOAD_ORDER")
+            data += piece.data
+            if len(data) > MAX_BYTES:
+                raise ResourceExhausted(f"an adapter's archive has at most {MAX_BYTES} bytes", reason="TOO_LARGE")
+        files = await asyncio.to_thread(unpack_files, bytes(data))
+        adapter, files = imported(tenant(), memory, files, self._models.info)
+        # The worker tries it on: what does not fit is refused now, and not by the first answer.
+        await self._models.worker.load_adapter(adapter.id, files.config, files.weights)
+        await asyncio.to_thread(self._blobs.put, tenant(), blob_key(tenant(), memory, adapter.id), pack_files(files))
+        named = [name.rpartition("/")[2] for name in files.lineage.get("documents", []) if isinstance(name, str)]
+        known = await asyncio.to_thread(self._ledger.get_documents, tenant(), named)  # where it comes back to where it was made
+        recorded = await asyncio.to_thread(self._ledger.add_adapter, adapter, sorted(known), False)
+        if recorded is None:
+            await self._adapters.forget(tenant(), [adapter.id])
+            raise FailedPrecondition("the memory was deleted meanwhile", reason="MEMORY_DELETED")
+        return convert.adapter(recorded)
+
+    async def _job(self, kind: JobKind, request: Any, payload: dict[str, str]) -> operations_pb2.Operation:
+        job = await asyncio.to_thread(
+            self._ledger.request_learning, tenant(), convert.last(request.name), kind, payload, convert.request(request)
+        )
+        self._jobs.wake()
+        return convert.operation(job)
+
+
+def _documents(memory: str, names: Any) -> list[str]:
+    """Ids of documents of this memory."""
+    pairs = [convert.child_ids(name) for name in names]
+    if any(of != memory for of, _ in pairs):
+        raise InvalidArgument("documents: an example rests on documents of its own memory", reason="INVALID_FIELD")
+    return [document for _, document in pairs]
+
+
+def _exported(example: core.Example) -> dict[str, Any]:
+    return {
+        "question": example.question,
+        "answer": example.answer,
+        "documents": [core.document_name(example.memory, document) for document in example.documents],
+        "origin": example.origin.name.lower(),
+        "create_time": example.create_time.isoformat(),
+    }

@@ -1,0 +1,147 @@
+"""Examples as they are trained on: each question over what an answer to it would be given; packs share a context."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from memoryd.compress.codec import CompressedEmbeddings
+from memoryd.core import Example, Source
+from memoryd.errors import InvalidArgument
+from memoryd.eval.metrics import normalized
+from memoryd.learn.soft_packing import Ids, SoftPack
+from memoryd.models import Models
+from memoryd.recall.assembly import Assembler, Mode, Shown
+from memoryd.recall.citation import cite
+from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, Prompt, SoftSlot, TextBlock
+from memoryd.recall.search import Searcher
+
+MAX_ANSWER_TOKENS = 256
+_QUESTIONS = 6  # of a pack
+_WITHOUT = 7  # one time in so many an example is shown without any context: the memory itself is to know it
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An example, and what a search for its question finds, best first."""
+
+    example: Example
+    sources: Sequence[Source]
+
+
+@dataclass(slots=True)
+class Packs:
+    """What `Learning` takes, and the documents that had a part in it."""
+
+    packs: list[SoftPack] = field(default_factory=list)
+    chunks: list[CompressedEmbeddings] = field(default_factory=list)
+    documents: set[str] = field(default_factory=set)
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Of chunks, by their key."""
+
+
+class ContextMaker:
+    """Searches and assembles as answers do."""
+
+    def __init__(self, searcher: Searcher, assembler: Assembler, models: Models) -> None:
+        self._searcher = searcher
+        self._assembler = assembler
+        self._models = models
+        self._eos = tuple(models.info.eos_ids[:1])
+
+    async def find(self, tenant: str, memory: str, examples: Sequence[Example], step: Callable[[int], None]) -> list[Found]:
+        """Searches for each. `step` is told how many are done, and may raise."""
+        found: list[Found] = []
+        for number, example in enumerate(examples):
+            step(number)
+            found.append(Found(example, await self._searcher.search(tenant, [memory], example.question, DEFAULT_TOP_K)))
+        return found
+
+    def packs(self, tenant: str, found: Sequence[Found], modes: Sequence[Mode], passes: int) -> Packs:
+        """As many passes over the examples, each example in the modes by turns. Blocks."""
+        made = Packs()
+        for number in range(passes):
+            by_mode: dict[Mode | None, list[Found]] = {}
+            for one in found:
+                by_mode.setdefault(self._mode(one.example, number, modes), []).append(one)
+            for mode, some in sorted(by_mode.items(), key=lambda item: item[0] or 0):
+                for together in _sharing(some):
+                    self._add(made, tenant, mode, together)
+        for one in found:
+            made.documents.update(one.example.documents)
+        return made
+
+    def prompt(self, tenant: str, mode: Mode, one: Found, max_tokens: int) -> tuple[Shown, Prompt]:
+        """As an answer to it is given. Blocks."""
+        shown = self._assembler.show(tenant, mode, one.sources)
+        return shown, self._assembler.prompt(shown, one.example.question, (), max_tokens)
+
+    @staticmethod
+    def _mode(example: Example, number: int, modes: Sequence[Mode]) -> Mode | None:
+        """None: without context."""
+        turn = int.from_bytes(hashlib.sha256(example.id.encode()).digest()[:4]) + number
+        return None if turn % _WITHOUT == 0 else modes[turn % len(modes)]
+
+    def _add(self, made: Packs, tenant: str, mode: Mode | None, together: Sequence[Found]) -> None:
+        """Appends the pack; those that do not fit the base model's window are left out."""
+        sources = together[0].sources if mode is not None else ()
+        shown = self._assembler.show(tenant, mode or Mode.TEXT, sources)
+        context: tuple[Ids | int, ...] | None = None
+        questions: list[tuple[Ids, Ids]] = []
+        for one in together:
+            try:
+                prompt = self._assembler.prompt(shown, one.example.question, (), MAX_ANSWER_TOKENS)
+            except InvalidArgument:  # the question alone is too long
+                continue
+            if context is None:
+                for segment in prompt.segments:
+                    if isinstance(segment, SoftSlot) and segment.chunk_key not in made.numbers:
+                        made.numbers[segment.chunk_key] = len(made.chunks)
+                        made.chunks.append(shown.soft[segment.chunk_key])
+            own, question = _split(prompt, made.numbers)
+            if context is not None and own != context:
+                continue  # a long question leaves less room: not the same context
+            context = own
+            answer = self._models.tokenizer.encode(_said(one.example, shown, prompt, sources))[:MAX_ANSWER_TOKENS]
+            questions.append((question, (*answer, *self._eos)))
+        if context is not None:
+            made.packs.append(SoftPack((), context, tuple(questions)))
+            made.documents.update(source.passage.document for source in sources)
+
+
+def _sharing(found: Sequence[Found]) -> list[list[Found]]:
+    """Those whose best source is the same, a few at a time: one context is enough for them."""
+    by_best: dict[str, list[Found]] = {}
+    for one in found:
+        best = one.sources[0].passage.id if one.sources else ""
+        by_best.setdefault(best, []).append(one)
+    return [some[at : at + _QUESTIONS] for some in by_best.values() for at in range(0, len(some), _QUESTIONS)]
+
+
+def _split(prompt: Prompt, numbers: dict[str, int]) -> tuple[tuple[Ids | int, ...], Ids]:
+    """The context, its soft slots as the chunks' numbers, and what follows it up to the answer."""
+    pieces: list[Ids | int] = [numbers[s.chunk_key] if isinstance(s, SoftSlot) else s.ids for s in prompt.segments]
+    last = pieces[-1]
+    assert isinstance(last, tuple)  # a prompt ends with its question
+    before = sum(s.length if isinstance(s, SoftSlot) else len(s.ids) for s in prompt.segments[:-1])
+    cut = prompt.context_tokens - before
+    return (*pieces[:-1], *((last[:cut],) if cut else ())), last[cut:]
+
+
+def _said(example: Example, shown: Shown, prompt: Prompt, sources: Sequence[Source]) -> str:
+    """The answer as the reader gives it: with the number of the block that it comes from, where that is known."""
+    answer = example.answer.strip()
+    if answer == REFUSAL:
+        return answer
+    best, number = (0, 0), 0
+    for position, index in enumerate(prompt.numbered, start=1):
+        source = sources[shown.origins[index]]
+        rests = 2 * _holds(source.text, answer) + (source.passage.document in example.documents)
+        if (rests, isinstance(shown.blocks[index], TextBlock)) >= best and rests:
+            best, number = (rests, isinstance(shown.blocks[index], TextBlock)), position
+    return cite(number, answer) if number else answer
+
+
+def _holds(text: str, answer: str) -> bool:
+    return f" {normalized(answer)} " in f" {normalized(text)} "

@@ -1,0 +1,40 @@
+"""An adapter that was trained elsewhere: ours, with its lineage, or anybody's LoRA in PEFT's format."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from memoryd.core import Adapter, new_id, now
+from memoryd.errors import FingerprintMismatch
+from memoryd.learn.adapter_files import AdapterFiles
+from memoryd.worker.client import WorkerInfo
+
+
+def imported(tenant: str, memory: str, files: AdapterFiles, info: WorkerInfo) -> tuple[Adapter, AdapterFiles]:
+    """The adapter as a memory's new version, and its files. What a plain PEFT directory does not say is taken to be what is in
+    use: that it fits is for the worker to try. FingerprintMismatch where its lineage names another base model."""
+    said = {key: value for key, value in files.lineage.items() if isinstance(value, str)}
+    base = said.get("base_model", info.base_fingerprint)
+    if base != info.base_fingerprint:
+        raise FingerprintMismatch(
+            f"the adapter changes the base model {base[:16]}, the one in use is {info.base_fingerprint[:16]}",
+            details={"adapter": base, "base_model": info.base_fingerprint},
+        )
+    id_, time = new_id(), now()
+    lineage: dict[str, Any] = {**files.lineage, "imported_from": said.get("memory", ""), "import_time": time.isoformat()}
+    files = replace(files, lineage=lineage)
+    examples = files.lineage.get("examples", 0)
+    adapter = Adapter(
+        tenant,
+        memory,
+        id_,
+        time,
+        files.fingerprint,
+        base,
+        said.get("reader", info.reader),
+        said.get("compressor", ""),
+        files.size,
+        examples=examples if isinstance(examples, int) else 0,
+    )
+    return adapter, files

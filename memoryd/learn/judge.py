@@ -1,0 +1,96 @@
+"""Whether a new adapter answers better than what is in use: held-out examples, scored by kind, compared in pairs. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from memoryd.core import Example
+from memoryd.eval.metrics import bootstrap, f1, mean, normalized, rouge
+
+LEAST = 5  # held-out examples, to say anything
+MOST = 60  # and as many as are worth waiting for
+_SHORT_WORDS = 12
+_CHOICES = {"yes", "no", "true", "false", *"abcdefgh"}
+_HELD_OUT_OF = 5  # one example in so many
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedKind:
+    """Scores of one kind of answer, 0..1; `low` and `high` are the 95 % interval of what was gained."""
+
+    kind: str
+    count: int
+    before: float
+    after: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`better` is beyond noise."""
+
+    better: bool
+    verdict: str
+    kinds: Sequence[JudgedKind]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the ledger keeps it."""
+        return {"better": self.better, "verdict": self.verdict, "kinds": [asdict(kind) for kind in self.kinds]}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Judgement:
+        """What `to_json` made."""
+        return cls(kept["better"], kept["verdict"], [JudgedKind(**kind) for kind in kept["kinds"]])
+
+
+def is_held_out(example: Example) -> bool:
+    """Whether an example is for judging and never for training: by its question, so that it stays what it is, and two examples
+    of one question are never on both sides."""
+    digest = hashlib.sha256(normalized(example.question).encode()).digest()
+    return digest[0] % _HELD_OUT_OF == 0
+
+
+def kind_of(answer: str) -> str:
+    """choice, short or long."""
+    if _chosen(answer) in _CHOICES:
+        return "choice"
+    return "short" if len(normalized(answer).split()) <= _SHORT_WORDS else "long"
+
+
+def score(answer: str, gold: str) -> float:
+    """0..1: accuracy of a choice, F1 of a short answer, ROUGE of a long one."""
+    kind = kind_of(gold)
+    if kind == "choice":
+        return float(_chosen(answer) == _chosen(gold))
+    return f1(answer, [gold]) if kind == "short" else rouge(answer, [gold])
+
+
+def judge(golds: Sequence[str], before: Sequence[str], after: Sequence[str]) -> Judgement:
+    """Of answers to the same questions."""
+    kinds = [kind_of(gold) for gold in golds]
+    pairs = [(score(b, gold), score(a, gold)) for gold, b, a in zip(golds, before, after, strict=True)]
+    judged = [_judged("all", pairs)] if pairs else []
+    judged += [_judged(k, [p for p, own in zip(pairs, kinds, strict=True) if own == k]) for k in dict.fromkeys(kinds)]
+    if len(pairs) < LEAST:
+        few = f"{len(pairs)} held-out examples are too few to judge by, {LEAST} are needed: add examples and learn again"
+        return Judgement(False, few, judged)
+    overall = judged[0]
+    change = f"{overall.before:.3f} before, {overall.after:.3f} after, on {overall.count} held-out examples"
+    interval = f"(gained {overall.after - overall.before:+.3f}, 95 % interval {overall.low:+.3f} to {overall.high:+.3f})"
+    better = overall.low > 0
+    return Judgement(better, f"{'better' if better else 'not better beyond noise'}: {change} {interval}", judged)
+
+
+def _chosen(answer: str) -> str:
+    """Normalized, but for "A": it is an article too, of which nothing would be left."""
+    return normalized(answer) or answer.strip(string.punctuation + string.whitespace).lower()
+
+
+def _judged(kind: str, pairs: Sequence[tuple[float, float]]) -> JudgedKind:
+    low, high = bootstrap([after - before for before, after in pairs])
+    return JudgedKind(kind, len(pairs), mean([b for b, _ in pairs]), mean([a for _, a in pairs]), low, high)

@@ -1,0 +1,160 @@
+"""The STUDY job: examples of a memory's own passages. An asker makes questions with their answers; what the reader does not
+find again in the passage, what the memory has already, and what tells its own answer, is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol
+
+from memoryd.core import Document, Job, Origin, Passage, memory_name
+from memoryd.engine.request import Generation, TokenIds
+from memoryd.errors import NotFound
+from memoryd.eval.metrics import f1, normalized
+from memoryd.jobs import Progress, Stopped
+from memoryd.models import Models
+from memoryd.recall.citation import split_citation
+from memoryd.recall.prompt import TextBlock, assemble
+from memoryd.store.base import Ledger
+from memoryd.store.texts import Texts
+
+DEFAULT_EXAMPLES = 200
+_PER_PASSAGE = 3  # examples that are kept of one
+_FOUND_AGAIN = 0.6  # F1 of what the reader answers with what the asker says
+_ALIKE = 0.75  # share of words that two questions have in common, to be the same one
+_ANSWER_TOKENS = 48
+_PAGE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Questions with their answers, and what making them took."""
+
+    pairs: Sequence[tuple[str, str]]
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+class Asker(Protocol):
+    """Makes questions of passages."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def ask(self, text: str, title: str) -> Asked:
+        """Of one passage. Unavailable where it can't be reached now."""
+
+
+class StudyJob:
+    """Handles JobKind.STUDY. Resumable at every passage: what was added stays."""
+
+    def __init__(self, ledger: Ledger, texts: Texts, models: Models, asker: Asker) -> None:
+        self._ledger = ledger
+        self._texts = texts
+        self._models = models
+        self._asker = asker
+
+    async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
+        memory = job.payload["memory"]
+        most = int(job.payload.get("max_examples", DEFAULT_EXAMPLES))
+        counts: Counter[str] = Counter({k: v for k, v in job.receipt.items() if isinstance(v, int)})
+        try:
+            passages = await asyncio.to_thread(self._passages, job.tenant, memory)
+            known = await asyncio.to_thread(self._known, job.tenant, memory)
+            begin = job.done if job.stage == "study" else 0
+            for number, (document, passage) in enumerate(passages[begin:], start=begin):
+                if counts["examples"] >= most:
+                    break
+                progress.note(**counts)
+                progress.step("study", number, len(passages))
+                await self._study(job.tenant, document, passage, known, most, counts)
+        except NotFound:  # the memory is deleted
+            raise Stopped from None
+        progress.show("study", len(passages), len(passages))
+        names = ("passages", "questions", "unanswerable", "duplicates", "leaking", "examples", "prompt_tokens", "output_tokens")
+        return {"memory": memory_name(memory), "teacher": self._asker.name, **{name: counts[name] for name in names}}
+
+    def _passages(self, tenant: str, memory: str) -> list[tuple[Document, Passage]]:
+        """All of the memory, shuffled by a hash, so that a part of them is of all documents; the same at every resumption, but
+        for what was written or deleted meanwhile."""
+        found: list[tuple[Document, Passage]] = []
+        token = ""
+        while True:
+            page = self._ledger.list_documents(tenant, memory, _PAGE, token)
+            for document in page.items:
+                after = -1
+                while passages := self._ledger.passages(tenant, document.id, after, _PAGE):
+                    found += ((document, passage) for passage in passages)
+                    after = passages[-1].ordinal
+            token = page.next_token
+            if not token:
+                return sorted(found, key=lambda pair: hashlib.sha256(pair[1].id.encode()).digest())
+
+    def _known(self, tenant: str, memory: str) -> list[set[str]]:
+        """Words of the questions that the memory has."""
+        known: list[set[str]] = []
+        token = ""
+        while True:
+            page = self._ledger.list_examples(tenant, memory, _PAGE, token)
+            known += (_words(example.question) for example in page.items)
+            token = page.next_token
+            if not token:
+                return known
+
+    async def _study(
+        self, tenant: str, document: Document, passage: Passage, known: list[set[str]], most: int, counts: Counter[str]
+    ) -> None:
+        try:
+            (text,) = await asyncio.to_thread(self._texts.passages, document, [passage])
+        except (NotFound, ValueError):  # deleted meanwhile
+            return
+        asked = await self._asker.ask(text, document.title)
+        counts.update(passages=1, prompt_tokens=asked.prompt_tokens, output_tokens=asked.output_tokens)
+        kept: list[tuple[str, str, Sequence[str]]] = []
+        for question, answer in asked.pairs:
+            if len(kept) >= min(_PER_PASSAGE, most - counts["examples"]):
+                break
+            counts["questions"] += 1
+            words = _words(question)
+            if tells(question, answer):
+                counts["leaking"] += 1
+            elif any(_alike(words, other) for other in known):
+                counts["duplicates"] += 1
+            elif f1(await self._read(text, document.title, question), [answer]) < _FOUND_AGAIN:
+                counts["unanswerable"] += 1
+            else:
+                known.append(words)
+                kept.append((question, answer, [document.id]))
+        if not kept:
+            return
+        try:
+            _, held = await asyncio.to_thread(self._ledger.add_examples, tenant, document.memory, kept, Origin.SELF_STUDY, None)
+        except NotFound:  # the document is deleted: so is what was asked of it
+            return
+        counts.update(examples=len(kept) - held, duplicates=held)
+
+    async def _read(self, text: str, title: str, question: str) -> str:
+        """What the reader answers from the passage alone."""
+        prompt = assemble(self._models.tokenizer, [TextBlock(text, title)], question)
+        request = Generation([TokenIds(tuple(prompt.token_ids()))], _ANSWER_TOKENS, use_reader=bool(self._models.info.reader))
+        async with aclosing(self._models.worker.generate(request)) as events:
+            said = "".join([event.text async for event in events])
+        return split_citation(said, len(prompt.numbered))[1]
+
+
+def tells(question: str, answer: str) -> bool:
+    """Whether the question holds its own answer."""
+    return f" {normalized(answer)} " in f" {normalized(question)} "
+
+
+def _words(question: str) -> set[str]:
+    return set(normalized(question).split())
+
+
+def _alike(one: set[str], other: set[str]) -> bool:
+    return len(one & other) >= _ALIKE * max(1, len(one | other))
