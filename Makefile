@@ -8,7 +8,7 @@ DATA ?=
 COMPRESSOR ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install proto demo serve test test-kill lint format bench quality docs clean
+.PHONY: help install proto demo serve test test-kill lint format bench bench-learn quality quality-learn docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,10 +53,17 @@ format: install ## mend what can be mended
 bench: install ## measure speed; writes docs/figures and the tables made from it
 	$(BIN)/python -m bench
 
+bench-learn: install ## measure finetuning on compressed context against raw text
+	$(BIN)/python -m bench.learn
+
 quality: install ## measure answers: make quality DATA=folder [COMPRESSOR=folder, which opens or shuts its gate]
 	@test -n "$(DATA)" || { echo "say where the data is: make quality DATA=folder"; exit 2; }
 	$(BIN)/memoryd eval reader --data "$(DATA)"
 	test -z "$(COMPRESSOR)" || $(BIN)/memoryd eval compression --data "$(DATA)" --compressor "$(COMPRESSOR)" --gate --keep .run/compression-answers.jsonl
+
+quality-learn: install ## measure learning: make quality-learn DATA=folder [COMPRESSOR=folder]; goes on after a stop
+	@test -n "$(DATA)" || { echo "say where the data is: make quality-learn DATA=folder"; exit 2; }
+	$(BIN)/memoryd eval learning --data "$(DATA)" --work .run/learning $(if $(COMPRESSOR),--compressor "$(COMPRESSOR)")
 
 docs: install ## tables and pictures from docs/figures
 	$(BIN)/python -m memoryd.eval.figures

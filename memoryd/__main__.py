@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         _add_settings(commands.add_parser(name, help=purpose, allow_abbrev=False))  # a beginning of a flag is no flag
     commands.add_parser("demo", help="write a book into a daemon and ask it questions", add_help=False)
-    commands.add_parser("eval", help="measure quality: `memoryd eval compression` or `memoryd eval reader`", add_help=False)
+    commands.add_parser("eval", help="measure quality: `memoryd eval reader`, `compression` or `learning`", add_help=False)
     commands.add_parser("train-compressor", help="train a compressor for a base model", add_help=False)
     return parser
 
@@ -87,11 +87,15 @@ def _eval(rest: list[str]) -> int:
         from memoryd.eval import compression
 
         return compression.main(options)
+    if which == "learning":
+        from memoryd.eval import learning
+
+        return learning.main(options)
     if which == "reader":
         from memoryd.eval import reader
 
         return reader.main(options)
-    print("memoryd eval: say what: compression or reader (--help)", file=sys.stderr)
+    print("memoryd eval: say what: compression, learning or reader (--help)", file=sys.stderr)
     return 2
 
 

@@ -39,6 +39,7 @@ from memoryd.jobs import JobRunner
 from memoryd.learn.asker import LocalAsker
 from memoryd.learn.contexts import ContextMaker
 from memoryd.learn.job import LearnJob
+from memoryd.learn.policy import LearnPolicy
 from memoryd.learn.study import Asker, StudyJob
 from memoryd.learn.teacher import Teacher
 from memoryd.lock import DataDirLock
@@ -206,13 +207,14 @@ class Daemon:
             settings.learn_epochs,
             settings.data_dir / "learning",
         )
+        policy = LearnPolicy(ledger, settings.learn_after_tokens, settings.learn_after_seconds)
         asker: Asker = LocalAsker(models)
         if settings.teacher_url:
             asker = Teacher(settings.teacher_url, settings.teacher_model, settings.teacher_key)
         handlers = {
             JobKind.STUDY: StudyJob(ledger, texts, models, asker),
             JobKind.LEARN: learning,
-            JobKind.COMPRESS: CompressJob(ledger, blobs, indexer, models, texts, settings.embedding_storage),
+            JobKind.COMPRESS: policy.after(CompressJob(ledger, blobs, indexer, models, texts, settings.embedding_storage)),
             JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, adapters, learning, jobs),
             JobKind.REINDEX: ReindexJob(ledger, indexer),
         }

@@ -26,6 +26,7 @@ from memoryd.v1 import learn_pb2, learn_pb2_grpc
 
 _PAGE = 100
 _PIECE = 1 << 20
+_POINTS = 10_000  # of a curve, at most: a longer one is thinned out
 _PAGE_BYTES = 3 << 20  # a page with more than this has fewer examples: gRPC's clients take 4 MiB
 
 
@@ -125,6 +126,7 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         if adapter.state is not AdapterState.TAINTED:
             files = await asyncio.to_thread(self._adapters.read, tenant(), adapter)
             points = [json.loads(line) for line in files.curve.decode().splitlines()]
+            points = points[:: len(points) // _POINTS + 1]
             out.curve.extend(learn_pb2.LossPoint(step=p["step"], loss=p["loss"]) for p in points)
             if points:
                 out.curve_png = await asyncio.to_thread(draw, points)
@@ -180,7 +182,8 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         # The worker tries it on: what does not fit is refused now, and not by the first answer.
         await self._models.worker.load_adapter(adapter.id, files.config, files.weights)
         await asyncio.to_thread(self._blobs.put, tenant(), blob_key(tenant(), memory, adapter.id), pack_files(files))
-        named = [name.rpartition("/")[2] for name in files.lineage.get("documents", []) if isinstance(name, str)]
+        said = files.lineage.get("documents")
+        named = [name.rpartition("/")[2] for name in said if isinstance(name, str)] if isinstance(said, list) else []
         known = await asyncio.to_thread(self._ledger.get_documents, tenant(), named)  # where it comes back to where it was made
         recorded = await asyncio.to_thread(self._ledger.add_adapter, adapter, sorted(known), False)
         if recorded is None:

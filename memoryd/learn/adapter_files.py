@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +20,13 @@ from memoryd.errors import DataLoss, InvalidArgument
 CONFIG, WEIGHTS, LINEAGE = "adapter_config.json", "adapter_model.safetensors", "lineage.json"
 CURVE = "curve.jsonl"
 MAX_BYTES = 512 << 20  # of an archive's files
+_MOST_FILES = 1000
+_ROOM = 1 << 20  # for the headers of so many
+_COMPRESSED: Mapping[bytes, Any] = {  # how it begins, and what opens it
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+}
 _NEEDED = (CONFIG, WEIGHTS)
 _KNOWN = (*_NEEDED, LINEAGE, CURVE)
 
@@ -59,25 +70,55 @@ def pack_files(files: AdapterFiles) -> bytes:
 def unpack_files(data: bytes, fingerprint: str = "") -> AdapterFiles:
     """Files of the archive, in its root or in one folder. InvalidArgument where they are not those of an adapter; DataLoss
     where they are not those of this fingerprint, if given."""
-    found: dict[str, bytes] = {}
+    problem = DataLoss if fingerprint else InvalidArgument
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:*") as archive:
-            for member in archive:  # nothing is written anywhere, so no path can lead astray
-                name = Path(member.name).name
-                if member.isfile() and name in _KNOWN and name not in found:
-                    if member.size > MAX_BYTES:
-                        raise InvalidArgument(f"{name} has more than {MAX_BYTES} bytes")
-                    stream = archive.extractfile(member)
-                    found[name] = stream.read() if stream else b""
+        found = _members(_plain(data))
         lineage = json.loads(found.get(LINEAGE) or b"{}")
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
-        problem = DataLoss if fingerprint else InvalidArgument
+        curve = found.get(CURVE, b"")
+        rows = [json.loads(line) for line in curve.decode().splitlines()]
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, ValueError, EOFError, OSError, RecursionError) as error:
         raise problem(f"this is not the tar archive of an adapter: {error}") from error
     if missing := [name for name in _NEEDED if not found.get(name)]:
-        raise (DataLoss if fingerprint else InvalidArgument)(f"the archive of an adapter lacks {', '.join(missing)}")
+        raise problem(f"the archive of an adapter lacks {', '.join(missing)}")
     if not isinstance(lineage, dict):
-        raise InvalidArgument(f"the adapter's {LINEAGE} is not a JSON object")
-    files = AdapterFiles(found[CONFIG], found[WEIGHTS], lineage, found.get(CURVE, b""))
+        raise problem(f"the adapter's {LINEAGE} is not a JSON object")
+    if not all(isinstance(r, dict) and _is_step(r.get("step")) and isinstance(r.get("loss"), int | float) for r in rows):
+        raise problem(f'the adapter\'s {CURVE} is not rows of {{"step", "loss"}}')
+    files = AdapterFiles(found[CONFIG], found[WEIGHTS], lineage, curve)
     if fingerprint and files.fingerprint != fingerprint:
         raise DataLoss("an adapter's bytes are not those that were trained")
     return files
+
+
+def _plain(data: bytes) -> bytes:
+    """The tar itself, of which no more is taken out of a compressed one than an adapter may have."""
+    for magic, opened in _COMPRESSED.items():
+        if data.startswith(magic):
+            with opened(io.BytesIO(data)) as stream:
+                data = stream.read(MAX_BYTES + _ROOM + 1)
+            if len(data) > MAX_BYTES + _ROOM:
+                raise ValueError(f"it has more than {MAX_BYTES} bytes")
+            break
+    return data
+
+
+def _members(plain: bytes) -> dict[str, bytes]:
+    """What is known of a tar's files, by name. Nothing is written anywhere, so no path can lead astray."""
+    found: dict[str, bytes] = {}
+    left = MAX_BYTES
+    with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
+        for number, member in enumerate(archive, start=1):
+            left -= member.size
+            if member.size < 0 or number > _MOST_FILES:  # where tarfile goes round in circles
+                raise ValueError(f"it has more than {_MOST_FILES} files, or one that ends before it begins")
+            if left < 0:  # a sparse file may have more bytes than the archive
+                raise ValueError(f"it has more than {MAX_BYTES} bytes")
+            name = Path(member.name).name
+            if member.isfile() and name in _KNOWN and name not in found:
+                stream = archive.extractfile(member)
+                found[name] = stream.read() if stream else b""
+    return found
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 1 << 31

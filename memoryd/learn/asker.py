@@ -24,18 +24,20 @@ ASKERS = Path(__file__).parent.parent / "assets" / "askers"
 _CARD = "memoryd.json"
 _MOST = 6  # answers of one passage that questions are made for
 _QUESTION_TOKENS = 40
-_NAME = r"(?:[A-Z][\w'’.-]*[\w])(?:\s+(?:of|the|de|and|van|von)?\s*[A-Z][\w'’.-]*[\w])*"
+_COMMON = (  # with a capital they only begin a sentence
+    "a|an|the|this|that|these|those|he|she|it|they|we|i|you|his|her|its|their|in|on|at|as|for|from|with|by|to|but|and|or|if"
+    "|when|while|there"
+)
+_GAP = r"(?=\s)[^\S\n]*+\n?+[^\S\n]*+"  # white space without an empty line
+_CAPITAL = r"[A-Z][\w'’.-]*[\w]"
+_NAME = rf"\b(?!(?i:{_COMMON})\b){_CAPITAL}(?:{_GAP}(?:(?:of|the|de|and|van|von){_GAP})?{_CAPITAL})*"
 _NUMBER = r"(?:[$£€]\s?)?\d[\d.,:]*\d|\d+"
 _UNITS = "%|percent|million|billion|thousand|years?|days?|hours?|minutes?|miles?|km|met(?:er|re)s?|people|pounds|dollars"
 _UNIT = rf"(?:\s?(?:{_UNITS}))?"
 _MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
-_DATE = rf"(?:\d{{1,2}}\s+)?{_MONTH}(?:\s+\d{{1,2}}(?:st|nd|rd|th)?)?(?:,?\s+\d{{4}})?"
+_DATE = rf"(?:\d{{1,2}}\s+)?{_MONTH}(?:\s+\d{{1,2}}(?:st|nd|rd|th)?\b)?(?:,?\s+\d{{4}})?"
 _QUOTED = r"[\"“]([^\"”]{3,60})[\"”]"
 _ANSWERS = re.compile(rf"{_QUOTED}|({_DATE})|((?:{_NUMBER}){_UNIT})|({_NAME})")
-_COMMON = frozenset(  # with a capital they only begin a sentence
-    {"a", "an", "the", "this", "that", "these", "those", "he", "she", "it", "they", "we", "i", "you", "his", "her", "its"}
-    | {"their", "in", "on", "at", "as", "for", "from", "with", "by", "to", "but", "and", "or", "if", "when", "while", "there"}
-)
 
 
 def request_for(answer: str) -> str:
@@ -47,10 +49,10 @@ def answers_in(text: str) -> list[str]:
     """What questions could be asked for, in order of appearance, each once."""
     found: list[str] = []
     for match in _ANSWERS.finditer(text):
-        answer = next(group for group in match.groups() if group).strip(" .,;:'’-")
+        words = next(group for group in match.groups() if group).strip(" .,;:'’-").split()
+        answer = " ".join(words)
         begins_sentence = match.start() == 0 or text[: match.start()].rstrip(' "“').endswith((".", "!", "?", "\n"))
-        first = answer.split()[0].lower() if answer.split() else ""
-        if first in _COMMON or (begins_sentence and len(answer.split()) == 1 and not answer[0].isdigit()):
+        if begins_sentence and len(words) == 1 and not answer[0].isdigit():
             continue  # a capital that only begins the sentence says nothing
         if answer and answer not in found:
             found.append(answer)

@@ -14,7 +14,7 @@ from memoryd.learn.soft_packing import Ids, SoftPack
 from memoryd.models import Models
 from memoryd.recall.assembly import Assembler, Mode, Shown
 from memoryd.recall.citation import cite
-from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, Prompt, SoftSlot, TextBlock
+from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, Prompt, Segment, SoftSlot, TextBlock, TokenRun
 from memoryd.recall.search import Searcher
 
 MAX_ANSWER_TOKENS = 256
@@ -39,6 +39,13 @@ class Packs:
     documents: set[str] = field(default_factory=set)
     numbers: dict[str, int] = field(default_factory=dict)
     """Of chunks, by their key."""
+
+    def number(self, slot: SoftSlot, shown: Shown) -> int:
+        """Of the chunk in this slot, which is taken in where it is new."""
+        if slot.chunk_key not in self.numbers:
+            self.numbers[slot.chunk_key] = len(self.chunks)
+            self.chunks.append(shown.soft[slot.chunk_key])
+        return self.numbers[slot.chunk_key]
 
 
 class ContextMaker:
@@ -84,29 +91,22 @@ class ContextMaker:
         return None if turn % _WITHOUT == 0 else modes[turn % len(modes)]
 
     def _add(self, made: Packs, tenant: str, mode: Mode | None, together: Sequence[Found]) -> None:
-        """Appends the pack; those that do not fit the base model's window are left out."""
+        """Appends them as a pack, or as several: a long question leaves less room, so that its context is another. Those that
+        do not fit the base model's window are left out."""
         sources = together[0].sources if mode is not None else ()
         shown = self._assembler.show(tenant, mode or Mode.TEXT, sources)
-        context: tuple[Ids | int, ...] | None = None
-        questions: list[tuple[Ids, Ids]] = []
+        by_context: dict[tuple[Segment, ...], list[tuple[Ids, Ids]]] = {}
         for one in together:
             try:
                 prompt = self._assembler.prompt(shown, one.example.question, (), MAX_ANSWER_TOKENS)
             except InvalidArgument:  # the question alone is too long
                 continue
-            if context is None:
-                for segment in prompt.segments:
-                    if isinstance(segment, SoftSlot) and segment.chunk_key not in made.numbers:
-                        made.numbers[segment.chunk_key] = len(made.chunks)
-                        made.chunks.append(shown.soft[segment.chunk_key])
-            own, question = _split(prompt, made.numbers)
-            if context is not None and own != context:
-                continue  # a long question leaves less room: not the same context
-            context = own
+            context, question = _split(prompt)
             answer = self._models.tokenizer.encode(_said(one.example, shown, prompt, sources))[:MAX_ANSWER_TOKENS]
-            questions.append((question, (*answer, *self._eos)))
-        if context is not None:
-            made.packs.append(SoftPack((), context, tuple(questions)))
+            by_context.setdefault(context, []).append((question, (*answer, *self._eos)))
+        for context, questions in by_context.items():
+            pieces = tuple(made.number(s, shown) if isinstance(s, SoftSlot) else s.ids for s in context)
+            made.packs.append(SoftPack((), pieces, tuple(questions)))
             made.documents.update(source.passage.document for source in sources)
 
 
@@ -119,14 +119,12 @@ def _sharing(found: Sequence[Found]) -> list[list[Found]]:
     return [some[at : at + _QUESTIONS] for some in by_best.values() for at in range(0, len(some), _QUESTIONS)]
 
 
-def _split(prompt: Prompt, numbers: dict[str, int]) -> tuple[tuple[Ids | int, ...], Ids]:
-    """The context, its soft slots as the chunks' numbers, and what follows it up to the answer."""
-    pieces: list[Ids | int] = [numbers[s.chunk_key] if isinstance(s, SoftSlot) else s.ids for s in prompt.segments]
-    last = pieces[-1]
-    assert isinstance(last, tuple)  # a prompt ends with its question
-    before = sum(s.length if isinstance(s, SoftSlot) else len(s.ids) for s in prompt.segments[:-1])
-    cut = prompt.context_tokens - before
-    return (*pieces[:-1], *((last[:cut],) if cut else ())), last[cut:]
+def _split(prompt: Prompt) -> tuple[tuple[Segment, ...], Ids]:
+    """The context, and what follows it up to the answer."""
+    *before, last = prompt.segments
+    assert isinstance(last, TokenRun)  # a prompt ends with its question
+    cut = prompt.context_tokens - sum(s.length if isinstance(s, SoftSlot) else len(s.ids) for s in before)
+    return (*before, *((TokenRun(last.ids[:cut]),) if cut else ())), last.ids[cut:]
 
 
 def _said(example: Example, shown: Shown, prompt: Prompt, sources: Sequence[Source]) -> str:
@@ -136,11 +134,17 @@ def _said(example: Example, shown: Shown, prompt: Prompt, sources: Sequence[Sour
         return answer
     best, number = (0, 0), 0
     for position, index in enumerate(prompt.numbered, start=1):
-        source = sources[shown.origins[index]]
-        rests = 2 * _holds(source.text, answer) + (source.passage.document in example.documents)
-        if (rests, isinstance(shown.blocks[index], TextBlock)) >= best and rests:
-            best, number = (rests, isinstance(shown.blocks[index], TextBlock)), position
+        source, is_text = sources[shown.origins[index]], isinstance(shown.blocks[index], TextBlock)
+        texts = [source.text] if is_text else [s.text for s in sources if _chunk(s) == _chunk(source)]
+        holds = any(_holds(text, answer) for text in texts)
+        rests = 2 * holds + (source.passage.document in example.documents)
+        if (rests, is_text) >= best and rests:
+            best, number = (rests, is_text), position
     return cite(number, answer) if number else answer
+
+
+def _chunk(source: Source) -> tuple[str, int]:
+    return source.passage.document, source.passage.chunk
 
 
 def _holds(text: str, answer: str) -> bool:

@@ -14,7 +14,7 @@ from memoryd.worker.client import WorkerInfo
 def imported(tenant: str, memory: str, files: AdapterFiles, info: WorkerInfo) -> tuple[Adapter, AdapterFiles]:
     """The adapter as a memory's new version, and its files. What a plain PEFT directory does not say is taken to be what is in
     use: that it fits is for the worker to try. FingerprintMismatch where its lineage names another base model."""
-    said = {key: value for key, value in files.lineage.items() if isinstance(value, str)}
+    said = {key: value for key, value in files.lineage.items() if isinstance(value, str) and _is_name(value)}
     base = said.get("base_model", info.base_fingerprint)
     if base != info.base_fingerprint:
         raise FingerprintMismatch(
@@ -24,7 +24,7 @@ def imported(tenant: str, memory: str, files: AdapterFiles, info: WorkerInfo) ->
     id_, time = new_id(), now()
     lineage: dict[str, Any] = {**files.lineage, "imported_from": said.get("memory", ""), "import_time": time.isoformat()}
     files = replace(files, lineage=lineage)
-    examples = files.lineage.get("examples", 0)
+    examples = files.lineage.get("examples")
     adapter = Adapter(
         tenant,
         memory,
@@ -35,6 +35,11 @@ def imported(tenant: str, memory: str, files: AdapterFiles, info: WorkerInfo) ->
         said.get("reader", info.reader),
         said.get("compressor", ""),
         files.size,
-        examples=examples if isinstance(examples, int) else 0,
+        examples=examples if isinstance(examples, int) and 0 <= examples < 1 << 31 else 0,
     )
     return adapter, files
+
+
+def _is_name(value: str) -> bool:
+    """Whether every store takes it."""
+    return len(value) <= 256 and value.isprintable()

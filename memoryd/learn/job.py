@@ -128,19 +128,19 @@ class LearnJob:
         count = 0
         for run in sorted(self._directory.glob(f"{tenant}/*")):
             try:
-                job = self._ledger.get_job(tenant, run.name)
+                count += self._forget_run(self._ledger.get_job(tenant, run.name))
             except NotFound:
                 shutil.rmtree(run, ignore_errors=True)
-                continue
-            if job.state.ended:
-                self._forget_run(job)
-                count += 1
         return count
 
-    def _forget_run(self, job: Job) -> None:
+    def _forget_run(self, job: Job) -> bool:
+        """Whether it is over, and so was removed: a job that this process has lost may go on in another."""
+        if not self._ledger.get_job(job.tenant, job.id).state.ended:
+            return False
         shutil.rmtree(self._run(job), ignore_errors=True)
         if job.id not in self._ledger.recorded(job.tenant, [job.id]):  # else it was published before the last try ended
             self._blobs.delete_prefix(job.tenant, adapter_prefix(job.tenant, job.payload["memory"], job.id))
+        return True
 
     async def _train(self, job: Job, packs: Packs, progress: Progress) -> tuple[int, int]:
         """Steps, and seconds of computing. Its result lies in the run's directory."""
@@ -181,7 +181,6 @@ class LearnJob:
         by_step = {row["step"]: row["loss"] for row in rows}  # what was done again after a kill counts as it was done last
         curve = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in sorted(by_step.items()))
         files = AdapterFiles.of_directory(run / _RESULT, lineage, curve.encode())
-        soft = set(lesson.modes) - {Mode.TEXT}
         adapter = Adapter(
             job.tenant,
             lesson.memory,
@@ -190,7 +189,7 @@ class LearnJob:
             files.fingerprint,
             info.base_fingerprint,
             info.reader,
-            info.compressor.fingerprint if soft else "",
+            info.compressor.fingerprint if packs.chunks else "",
             files.size,
             parent=parent,
             examples=examples,

@@ -12,9 +12,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from memoryd.core import Document, Job, Origin, Passage, memory_name
+from memoryd.core import Document, Job, JobKind, Origin, Passage, memory_name
 from memoryd.engine.request import Generation, TokenIds
-from memoryd.errors import NotFound
+from memoryd.errors import InvalidArgument, NotFound
 from memoryd.eval.metrics import f1, normalized
 from memoryd.jobs import Progress, Stopped
 from memoryd.models import Models
@@ -73,9 +73,11 @@ class StudyJob:
                 progress.note(**counts)
                 progress.step("study", number, len(passages))
                 await self._study(job.tenant, document, passage, known, most, counts)
+            progress.show("study", len(passages), len(passages))
+            if job.payload.get("then") == JobKind.LEARN and counts["examples"]:
+                await asyncio.to_thread(self._ledger.request_learning, job.tenant, memory, JobKind.LEARN, {}, None)
         except NotFound:  # the memory is deleted
             raise Stopped from None
-        progress.show("study", len(passages), len(passages))
         names = ("passages", "questions", "unanswerable", "duplicates", "leaking", "examples", "prompt_tokens", "output_tokens")
         return {"memory": memory_name(memory), "teacher": self._asker.name, **{name: counts[name] for name in names}}
 
@@ -112,6 +114,7 @@ class StudyJob:
         try:
             (text,) = await asyncio.to_thread(self._texts.passages, document, [passage])
         except (NotFound, ValueError):  # deleted meanwhile
+            await self._skip(document)
             return
         asked = await self._asker.ask(text, document.title)
         counts.update(passages=1, prompt_tokens=asked.prompt_tokens, output_tokens=asked.output_tokens)
@@ -135,12 +138,21 @@ class StudyJob:
         try:
             _, held = await asyncio.to_thread(self._ledger.add_examples, tenant, document.memory, kept, Origin.SELF_STUDY, None)
         except NotFound:  # the document is deleted: so is what was asked of it
+            await self._skip(document)
             return
         counts.update(examples=len(kept) - held, duplicates=held)
 
+    async def _skip(self, document: Document) -> None:
+        """What is deleted. NotFound where that is all of the memory."""
+        await asyncio.to_thread(self._ledger.require_memories, document.tenant, [document.memory])
+
     async def _read(self, text: str, title: str, question: str) -> str:
-        """What the reader answers from the passage alone."""
-        prompt = assemble(self._models.tokenizer, [TextBlock(text, title)], question)
+        """What the reader answers from the passage alone; nothing where the question is too long to be asked."""
+        budget = self._models.info.max_positions - _ANSWER_TOKENS
+        try:
+            prompt = assemble(self._models.tokenizer, [TextBlock(text, title)], question, budget=budget)
+        except InvalidArgument:
+            return ""
         request = Generation([TokenIds(tuple(prompt.token_ids()))], _ANSWER_TOKENS, use_reader=bool(self._models.info.reader))
         async with aclosing(self._models.worker.generate(request)) as events:
             said = "".join([event.text async for event in events])

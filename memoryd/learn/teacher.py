@@ -18,7 +18,10 @@ _PROMPT = (
     'passage\'s own words. Reply with nothing but a JSON array: [{{"question": "…", "answer": "…"}}]\n\n{title}{text}'
 )
 _QUESTIONS = 6
-_ARRAY = re.compile(r"\[.*\]", re.DOTALL)
+_ARRAY = re.compile(r"\[\s*\{")  # its beginning
+_TRIES = 32  # beginnings of arrays that are looked at
+_LONGEST = 8192  # characters of a question or an answer, as in the API
+_UNKEPT = re.compile("[\0\ud800-\udfff]")  # what no store takes: JSON may have escaped it
 
 
 class Teacher:
@@ -37,34 +40,62 @@ class Teacher:
         return self._model
 
     async def ask(self, text: str, title: str) -> Asked:
-        """Unavailable where it can't be reached or is too busy; FailedPrecondition where it refuses."""
+        """Unavailable where it can't be reached or is too busy, which is tried for ever; FailedPrecondition where it refuses or
+        is no such endpoint."""
         import openai
 
         content = _PROMPT.format(count=_QUESTIONS, title=f"{title}\n" if title else "", text=text)
         try:
             reply = await self._client.chat.completions.create(
-                model=self._model, messages=[{"role": "user", "content": content}], temperature=0.7
+                model=self._model, messages=[{"role": "user", "content": content}]
             )
+            return _read(reply)
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             raise Unavailable(f"the teacher can't answer now: {type(error).__name__}", reason="TEACHER_UNAVAILABLE") from None
         except openai.APIStatusError as error:  # never with its body, which may repeat what was sent
+            if error.status_code == 408:
+                raise Unavailable("the teacher can't answer now: it timed out", reason="TEACHER_UNAVAILABLE") from None
             raise FailedPrecondition(
                 f"the teacher refuses with {error.status_code}: check teacher_url, teacher_model and teacher_key",
                 reason="TEACHER_REFUSES",
             ) from None
         except (openai.OpenAIError, ValueError):
-            raise Unavailable("the teacher's reply is not one of chat completions", reason="TEACHER_UNREADABLE") from None
-        usage = reply.usage
-        said = (reply.choices[0].message.content or "") if reply.choices else ""
-        return Asked(read_pairs(said), usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
+            raise FailedPrecondition(
+                "the teacher's reply is not one of chat completions: check teacher_url", reason="TEACHER_UNREADABLE"
+            ) from None
+
+
+def _read(reply: object) -> Asked:
+    """ValueError where it is none: the client makes a chat completion of any JSON."""
+    choices = getattr(reply, "choices", None)
+    if not isinstance(choices, list):
+        raise ValueError("no choices")
+    message = getattr(choices[0], "message", None) if choices else None
+    said = getattr(message, "content", None)
+    if (choices and message is None) or not isinstance(said, str | None):
+        raise ValueError("no message")
+    usage = getattr(reply, "usage", None)
+    read, wrote = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    return Asked(read_pairs(said or ""), read if isinstance(read, int) else 0, wrote if isinstance(wrote, int) else 0)
 
 
 def read_pairs(said: str) -> list[tuple[str, str]]:
-    """(question, answer) of a JSON array, whatever stands around it; nothing where there is none."""
-    match = _ARRAY.search(said)
-    try:
-        rows = json.loads(match[0]) if match else []
-    except ValueError:
-        return []
-    pairs = [(row.get("question"), row.get("answer")) for row in rows if isinstance(row, dict)]
-    return [(q.strip(), a.strip()) for q, a in pairs if isinstance(q, str) and isinstance(a, str) and q.strip() and a.strip()]
+    """(question, answer) of JSON arrays, whatever stands around them; nothing where there is none."""
+    pairs: list[tuple[str, str]] = []
+    at, decoder = 0, json.JSONDecoder()
+    for _ in range(_TRIES):
+        if not (match := _ARRAY.search(said, at)):
+            break
+        try:
+            rows, at = decoder.raw_decode(said, match.start())
+        except (ValueError, RecursionError):  # prose, or meant to be no good
+            at = match.start() + 1
+            continue
+        pairs += ((_kept(row.get("question")), _kept(row.get("answer"))) for row in rows if isinstance(row, dict))
+    return [(question, answer) for question, answer in pairs if question and answer]
+
+
+def _kept(value: object) -> str:
+    """The text, where it is one that can be kept."""
+    text = value.strip() if isinstance(value, str) else ""
+    return "" if len(text) > _LONGEST or _UNKEPT.search(text) else text

@@ -130,17 +130,22 @@ class AdapterStore:
                 files = unpack_files(cached, adapter.fingerprint)
             except DataLoss as error:  # only the cache's: blobs have it too
                 self._log.warning("a cached adapter is refused", adapter=adapter.id, reason=error.reason)
+        fresh = files is None and adapter.id not in self._barred
         if files is None:
             data = self._blobs.get(tenant, blob_key(tenant, adapter.memory, adapter.id))
             files = unpack_files(data, adapter.fingerprint)
-            if adapter.id not in self._barred:
+            if fresh:
                 self._cache.put(tenant, cache_key(adapter.id), data)
         with self._lock:
-            if adapter.id in self._barred:
-                raise NotFound("no such adapter")
-            self._held[key] = files
+            barred = adapter.id in self._barred
+            if not barred:
+                self._held[key] = files
             while sum(f.size for f in self._held.values()) > self._capacity and self._held:
                 self._held.popitem(last=False)
+        if barred:
+            if fresh:  # barred meanwhile: the cache may have been emptied of it before it was put there
+                self._cache.delete_prefix(tenant, cache_key(adapter.id))
+            raise NotFound("no such adapter")
         return files
 
     async def forget(self, tenant: str, adapters: Sequence[str]) -> None:

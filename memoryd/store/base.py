@@ -139,7 +139,8 @@ class Ledger(Protocol):
         """Those of the ids that exist and are not deleted."""
 
     def recorded(self, tenant: str, documents: Sequence[str]) -> set[str]:
-        """Those of the ids, of documents or adapters, that have a row, deleted or not."""
+        """Those of the ids, of documents or adapters, that have a row, deleted or not; and those of unfinished jobs, whose
+        adapter has none yet."""
 
     def list_documents(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Document]:
         """NotFound where there is no such memory."""

@@ -230,3 +230,13 @@ def test_unlearned_tokens_are_those_written_since_the_newest_adapter(ledger: Led
     second = write(ledger).document.id
     ledger.add_chunks("acme", second, [chunk(second, 0, tokens=12)], [])
     assert ledger.unlearned_tokens("acme", "m") == (12, made.create_time)
+
+
+def test_what_an_unfinished_job_makes_is_not_taken_for_lost(ledger: Ledger) -> None:
+    """An adapter has its job's id, and its bytes are there before its row."""
+    memory(ledger)
+    job = ledger.request_learning("acme", "m", JobKind.LEARN, {}, None)
+    assert ledger.recorded("acme", [job.id]) == {job.id}
+    assert ledger.recorded("other", [job.id]) == set()
+    ledger.cancel_job("acme", job.id)
+    assert ledger.recorded("acme", [job.id]) == set()

@@ -316,5 +316,5 @@ def test_a_planted_secret_is_forgotten_on_every_path(client: Client, daemon: Dae
     until(relearned, "relearning follows by itself")
     assert SECRET not in said(memory, "What opens vault 1?")[0]
     found = [f for f in files_with(SECRET.encode(), daemon.data_dir) if not f.startswith("milvus")]
-    assert found == [], "Milvus Lite keeps deleted rows in its segments until it compacts them (docs/operations.md)"
+    assert found == [], "Milvus Lite keeps deleted rows in its segments until it compacts them (README)"
     assert list((daemon.data_dir / "learning").glob("*/*")) == []

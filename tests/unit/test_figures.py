@@ -46,3 +46,14 @@ def test_a_table_without_figures_is_an_error(tmp_path: Path) -> None:
 def test_not_measured_is_null(tmp_path: Path) -> None:
     path = write("speed", [Row("nothing", float("nan"), "ms")], tmp_path)
     assert '"value": null' in path.read_text()
+
+
+def test_the_compression_eval_has_a_picture_of_its_own(tmp_path: Path) -> None:
+    rows = [Row("raw: F1", 0.6, "F1", 0.5, 0.7), Row("none: F1", 0.05, "F1")]
+    for ratio in (4, 8):
+        rows.append(Row(f"slots at {ratio}x", 512 / ratio, "slots"))
+        rows += [Row(f"{arm} at {ratio}x: F1", 0.3, "F1", 0.2, 0.4) for arm in ("first", "compressed", "int8")]
+        rows.append(Row(f"compressed at {ratio}x, squad: F1", 0.3, "F1"))
+    write("compression", rows, tmp_path)
+    assert tmp_path / "img" / "compression-slots.png" in render_all(tmp_path)
+    assert (tmp_path / "img" / "compression-slots.png").stat().st_size > 1000

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import pytest
+import math
 
-from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, normalized, wilson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, normalized, rouge, wilson
 
 
 def test_normalized_as_squad_does() -> None:
@@ -26,6 +30,45 @@ def test_f1(answer: str, golds: list[str], score: float) -> None:
 def test_exact_takes_any_gold() -> None:
     assert exact("the 1880s.", ["1980", "1880s"]) == 1.0
     assert exact("1880", ["1880s"]) == 0.0
+
+
+def geometric(*parts: float) -> float:
+    return float(math.prod(parts) ** (1 / len(parts)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "score"),
+    [
+        # words in common, neighbours in common, longest common subsequence: each twice over the sum of both lengths
+        ("police killed gunman", "police kill gunman", geometric(2 * 2 / 6, 0.0, 2 * 2 / 6)),
+        ("police killed gunman", "gunman killed police", geometric(1.0, 0.0, 2 * 1 / 6)),
+        ("one two three four", "one two three five six", geometric(2 * 3 / 9, 2 * 2 / 7, 2 * 3 / 9)),
+        ("two three one four", "one two three four", geometric(1.0, 2 * 1 / 6, 2 * 3 / 8)),
+        ("one two one two", "one two", geometric(2 * 2 / 6, 2 * 1 / 4, 2 * 2 / 6)),
+        ("one two", "one two one two", geometric(2 * 2 / 6, 2 * 1 / 4, 2 * 2 / 6)),
+        ("The one, TWO!", "one two", 1.0),
+        ("one two", "three four", 0.0),
+        ("one", "one", 0.0),  # one word has no neighbours: it is for long answers
+        ("", "one two", 0.0),
+        ("one two", "", 0.0),
+        ("", "", 0.0),
+    ],
+)
+def test_rouge(answer: str, gold: str, score: float) -> None:
+    assert rouge(answer, [gold]) == pytest.approx(score)
+
+
+def test_rouge_is_of_the_best_gold_answer() -> None:
+    assert rouge("one two", ["three four", "one two", "one"]) == pytest.approx(1.0)
+    assert rouge("one two", []) == 0.0
+
+
+@given(*[st.lists(st.sampled_from("bcdef"), max_size=8)] * 2)
+def test_rouge_is_a_share_whichever_is_the_answer(one: list[str], other: list[str]) -> None:
+    forth, back = rouge(" ".join(one), [" ".join(other)]), rouge(" ".join(other), [" ".join(one)])
+    assert 0.0 <= forth <= 1.0
+    assert forth == pytest.approx(back)
+    assert rouge(" ".join(one), [" ".join(one)]) == pytest.approx(float(len(one) > 1))
 
 
 def test_refusal_by_its_beginning() -> None:

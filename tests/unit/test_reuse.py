@@ -18,12 +18,16 @@ from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.compress.rechunk import rechunk_text
 from memoryd.compress.reuse import old_chunks, reuse
 from memoryd.core import Document, Job, JobKind, JobState, Kind
+from memoryd.engine.request import LearnSettings
 from memoryd.errors import Unavailable
 from memoryd.forget import EraseJob
 from memoryd.jobs import GiveWay, JobRunner, Progress, Stopped
+from memoryd.learn.job import LearnJob
+from memoryd.recall.adapters import AdapterStore
 from memoryd.recall.embeddings import EmbeddingStore
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
+from tests.unit.learning_parts import models
 from tests.unit.test_chunker import SMALL, Words
 from tests.unit.test_rechunk import prose
 
@@ -177,7 +181,7 @@ async def until(condition: Any) -> None:
 
 @pytest.mark.parametrize("end", ["goes on", "fails", "is cancelled", "is deleted", "takes too long"])
 async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
-    lab: Lab, end: str, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, end: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
     old = lab.write(OLD)
@@ -198,7 +202,10 @@ async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
 
     runner = JobRunner(lab.ledger, slots=4, lease_seconds=0.4, attempts=3)
     nothing: Any = Nothing()
-    erasing = EraseJob(lab.ledger, lab.blobs, nothing, nothing, EmbeddingStore(lab.blobs, nothing), runner)
+    adapters = AdapterStore(lab.ledger, lab.blobs, nothing, models())
+    learning = LearnJob(lab.ledger, lab.blobs, models(), nothing, adapters, LearnSettings(), 1, tmp_path / "runs")
+    embeddings = EmbeddingStore(lab.blobs, nothing)
+    erasing = EraseJob(lab.ledger, lab.blobs, nothing, nothing, embeddings, adapters, learning, runner)
     running = asyncio.create_task(runner.run({JobKind.COMPRESS: compress, JobKind.ERASE: erasing}))
     try:
         await began.wait()
@@ -217,7 +224,8 @@ async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
         await until(lambda: lab.ledger.get_job(TENANT, erase.id).state.ended)
         done = lab.ledger.get_job(TENANT, erase.id)
         assert (done.state, done.attempts) == (JobState.SUCCEEDED, 1)
-        assert done.receipt == {"documents": 1, "blobs": old.chunk_count + 1, "vectors": 0, "cache_keys": 0}
+        blobs = old.chunk_count + 1
+        assert done.receipt == {"documents": 1, "blobs": blobs, "vectors": 0, "cache_keys": 0, "adapters": 0}
         assert [document for _, document in lab.blobs.documents(TENANT)] == [new.id]
     finally:
         running.cancel()

@@ -186,6 +186,7 @@ class Stream:
             # grpcio raises this in the reader when another task cancels the call: for the reader, the stream has ended.
             if self._cancelled:
                 return None
+            self.cancel()  # grpcio does so in most places where a reader may wait, and forgets it in some
             raise
         if self._cancelled:
             return None

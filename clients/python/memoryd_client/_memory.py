@@ -222,8 +222,9 @@ class AsyncMemory:
     async def learn(
         self,
         *,
-        epochs: float | None = None,
+        epochs: int | None = None,
         keep_inactive: bool = False,
+        modes: Sequence[Mode] = (),
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Job:
@@ -231,9 +232,19 @@ class AsyncMemory:
         LearnReceipt; where the memory is learning already, it is the job that does.
 
         `epochs`: passes over the examples; as the daemon is configured where None. `keep_inactive`: the adapter is kept
-        with its verdict, and not activated."""
-        fields = {"name": self.name, "epochs": epochs, "keep_inactive": keep_inactive, "request_id": request_id}
-        return _convert.job(await self._learn("LearnMemory", timeout, **fields))
+        with its verdict, and not activated. `modes`: of the contexts that it is trained on; those that answers are given in
+        where empty."""
+        return _convert.job(
+            await self._learn(
+                "LearnMemory",
+                timeout,
+                name=self.name,
+                epochs=epochs,
+                keep_inactive=keep_inactive,
+                modes=[int(mode) for mode in modes],
+                request_id=request_id,
+            )
+        )
 
     async def _ready(self) -> None:
         """Creates the memory where that was asked for, once."""

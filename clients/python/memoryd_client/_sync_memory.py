@@ -175,8 +175,9 @@ class Memory:
     def learn(
         self,
         *,
-        epochs: float | None = None,
+        epochs: int | None = None,
         keep_inactive: bool = False,
+        modes: Sequence[Mode] = (),
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Job:
@@ -184,9 +185,10 @@ class Memory:
         LearnReceipt; where the memory is learning already, it is the job that does.
 
         `epochs`: passes over the examples; as the daemon is configured where None. `keep_inactive`: the adapter is kept
-        with its verdict, and not activated."""
+        with its verdict, and not activated. `modes`: of the contexts that it is trained on; those that answers are given in
+        where empty."""
         learn = self._inner.learn
-        return finish(learn(epochs=epochs, keep_inactive=keep_inactive, request_id=request_id, timeout=timeout))
+        return finish(learn(epochs=epochs, keep_inactive=keep_inactive, modes=modes, request_id=request_id, timeout=timeout))
 
 
 def _result(inner: AsyncWriteResult) -> WriteResult:

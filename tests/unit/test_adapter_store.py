@@ -1,0 +1,244 @@
+"""Adapters are brought to the worker when it lacks them, through the tiers, and are never brought back when they are barred."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from memoryd.core import new_id
+from memoryd.engine.request import GenerateEvent, Generation, TokenIds
+from memoryd.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
+from memoryd.learn.adapter_files import pack_files
+from memoryd.recall.adapters import AdapterStore, Choice, blob_key, cache_key
+from tests.unit.test_adapter_choice import Shelf, shelf
+from tests.unit.test_reuse import TENANT
+
+__all__ = ["shelf"]  # the fixture
+
+REQUEST = Generation([TokenIds([5, 6])], 8, use_reader=True)
+
+
+async def said(store: AdapterStore, choice: Choice) -> str:
+    return "".join([event.text async for event in store.generate(TENANT, choice, REQUEST)])
+
+
+async def test_without_adapters_it_generates_and_that_is_all(shelf: Shelf) -> None:
+    assert await said(shelf.store(), Choice()) == "Lisbon"
+    assert shelf.worker.asked == [replace(REQUEST, adapters=())]
+    assert shelf.cache.asked == []
+
+
+async def test_what_the_worker_lacks_is_loaded_once_and_asked_again(shelf: Shelf) -> None:
+    one, other = shelf.add("m"), shelf.add("n")
+    store, choice = shelf.store(), Choice([(one, 0.75), (other, 0.25)])
+    assert await said(store, choice) == "Lisbon"
+    assert shelf.worker.calls == [("load", one.id), ("load", other.id)]
+    assert shelf.worker.loaded[one.id] == (shelf.files(one.id).config, shelf.files(one.id).weights)
+    assert shelf.worker.asked == [replace(REQUEST, adapters=choice.blend)] * 2
+    assert await said(store, choice) == "Lisbon"
+    assert (len(shelf.worker.asked), len(shelf.worker.calls)) == (3, 2)
+
+
+async def test_what_the_worker_drops_over_and_over_is_an_error_in_the_end(shelf: Shelf) -> None:
+    choice, store = Choice([(shelf.add(), 1.0)]), shelf.store()
+    dropped = FailedPrecondition("an adapter is not loaded", reason="ADAPTER_NOT_LOADED")
+    shelf.worker.failures = [dropped, dropped]
+    assert await said(store, choice) == "Lisbon"
+    shelf.worker.failures = [dropped] * 9
+    with pytest.raises(FailedPrecondition):
+        await said(store, choice)
+    assert len(shelf.worker.failures) == 6, "it was tried three times"
+
+
+@pytest.mark.parametrize("failure", [FailedPrecondition("another reason"), Unavailable("the worker is restarting")])
+async def test_what_else_fails_is_not_tried_again(shelf: Shelf, failure: Exception) -> None:
+    shelf.worker.failures = [failure]
+    with pytest.raises(type(failure)):
+        await said(shelf.store(), Choice([(shelf.add(), 1.0)]))
+    assert (len(shelf.worker.asked), shelf.worker.calls) == (1, [])
+
+
+async def test_nothing_is_said_twice(shelf: Shelf) -> None:
+    """After text began it is not begun again, whatever the worker says."""
+    made = shelf.add()
+
+    async def breaks_off(request: Generation) -> Any:
+        yield GenerateEvent("Lis", 1)
+        raise FailedPrecondition("an adapter is not loaded", reason="ADAPTER_NOT_LOADED")
+
+    shelf.worker.generate = breaks_off  # type: ignore[method-assign]
+    events = shelf.store().generate(TENANT, Choice([(made, 1.0)]), REQUEST)
+    assert (await anext(events)).text == "Lis"
+    with pytest.raises(FailedPrecondition):
+        await anext(events)
+    assert shelf.worker.calls == []
+
+
+async def test_leaving_early_ends_the_workers_work(shelf: Shelf) -> None:
+    closed = []
+
+    async def endless(request: Generation) -> Any:
+        try:
+            while True:
+                yield GenerateEvent("word ", 1)
+        finally:
+            closed.append(True)
+
+    shelf.worker.generate = endless  # type: ignore[method-assign]
+    async with contextlib.aclosing(shelf.store().generate(TENANT, Choice(), REQUEST)) as events:
+        await anext(events)
+    assert closed == [True]
+
+
+# --- the tiers ---
+
+
+def test_it_is_read_from_the_nearest_tier(shelf: Shelf) -> None:
+    made, store = shelf.add(), shelf.store()
+    assert store.read(TENANT, made) == shelf.files(made.id)
+    assert list(shelf.cache.held) == [(TENANT, cache_key(made.id))]
+    shelf.lab.blobs.delete_prefix(TENANT, f"{TENANT}/")
+    assert shelf.store().read(TENANT, made) == shelf.files(made.id), "another process finds it in the cache"
+    shelf.cache.held.clear()
+    assert store.read(TENANT, made) == shelf.files(made.id), "this process has it"
+    with pytest.raises(NotFound):
+        shelf.store().read(TENANT, made)
+
+
+def test_tenants_do_not_share_what_is_held(shelf: Shelf) -> None:
+    made, store = shelf.add(), shelf.store()
+    store.read(TENANT, made)
+    with pytest.raises(NotFound):
+        store.read("blue", made)
+
+
+def test_the_process_holds_what_was_used_last(shelf: Shelf) -> None:
+    one, two, three = shelf.add(), shelf.add(), shelf.add()
+    store = shelf.store(process_bytes=2 * one.size_bytes)
+    for adapter in (one, two, one, three):
+        store.read(TENANT, adapter)
+    shelf.cache.asked.clear()
+    for adapter in (one, three, two):
+        store.read(TENANT, adapter)
+    assert shelf.cache.asked == [cache_key(two.id)]
+
+
+def test_one_that_is_too_large_to_be_held_is_read_all_the_same(shelf: Shelf) -> None:
+    made, store = shelf.add(), shelf.store(process_bytes=10)
+    for _ in range(2):
+        assert store.read(TENANT, made) == shelf.files(made.id)
+    assert len(shelf.cache.asked) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", "cut", "another", "lineage"])
+def test_a_damaged_cache_is_passed_over_and_made_good(shelf: Shelf, damage: bytes | str) -> None:
+    made = shelf.add()
+    good = pack_files(shelf.files(made.id))
+    bad = {
+        "cut": good[:700],
+        "another": pack_files(shelf.files("another")),
+        "lineage": pack_files(replace(shelf.files(made.id), lineage=[])),  # type: ignore[arg-type]
+    }
+    key = (TENANT, cache_key(made.id))
+    shelf.cache.held[key] = damage if isinstance(damage, bytes) else bad[damage]
+    assert shelf.store().read(TENANT, made) == shelf.files(made.id)
+    assert shelf.cache.held[key] == good
+
+
+def test_damaged_blobs_are_data_loss(shelf: Shelf) -> None:
+    made = shelf.add()
+    shelf.lab.blobs.put(TENANT, blob_key(TENANT, "m", made.id), pack_files(shelf.files("another")))
+    with pytest.raises(DataLoss):
+        shelf.store().read(TENANT, made)
+    assert shelf.cache.held == {}
+
+
+# --- barred: deleted, or tainted ---
+
+
+async def test_what_is_forgotten_is_unloaded_and_never_brought_back(shelf: Shelf) -> None:
+    made, other, store = shelf.add(), shelf.add("n"), shelf.store()
+    await said(store, Choice([(made, 0.5), (other, 0.5)]))
+    await store.forget(TENANT, [made.id])
+    assert list(shelf.worker.loaded) == [other.id]
+    with pytest.raises(NotFound):
+        await said(store, Choice([(made, 1.0)]))
+    with pytest.raises(NotFound):
+        store.read(TENANT, made)
+    assert list(shelf.worker.loaded) == [other.id]
+    assert await said(store, Choice([(other, 1.0)])) == "Lisbon"
+
+
+async def test_without_a_worker_it_is_forgotten_too(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, store = shelf.add(), shelf.store()
+    store.read(TENANT, made)
+
+    async def down(adapter: str) -> None:
+        raise Unavailable("the worker is restarting")
+
+    monkeypatch.setattr(shelf.worker, "unload_adapter", down)
+    await store.forget(TENANT, [made.id])
+    with pytest.raises(NotFound):
+        store.read(TENANT, made)
+
+
+async def test_one_that_is_barred_while_it_is_being_loaded_is_unloaded(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, store, load = shelf.add(), shelf.store(), shelf.worker.load_adapter
+
+    async def load_late(adapter: str, config: bytes, weights: bytes) -> None:
+        await store.forget(TENANT, [adapter])
+        await load(adapter, config, weights)
+
+    monkeypatch.setattr(shelf.worker, "load_adapter", load_late)
+    with pytest.raises(NotFound):
+        await said(store, Choice([(made, 1.0)]))
+    assert shelf.worker.loaded == {}
+    assert shelf.worker.calls[-1] == ("unload", made.id)
+
+
+@pytest.mark.parametrize("moment", ["before the cache", "in the cache", "in blobs"])
+def test_one_that_is_barred_while_it_is_being_read_is_kept_nowhere(
+    shelf: Shelf, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ERASE bars it, then empties the cache: what comes after that must not stay."""
+    made, store, get = shelf.add(), shelf.store(), shelf.lab.blobs.get
+
+    def erase() -> None:
+        asyncio.run(store.forget(TENANT, [made.id]))
+        shelf.cache.delete_prefix(TENANT, cache_key(made.id))
+
+    def get_late(*arguments: Any) -> bytes:
+        data = get(*arguments)
+        erase()
+        return data
+
+    if moment == "in blobs":
+        monkeypatch.setattr(shelf.lab.blobs, "get", get_late)
+    elif moment == "in the cache":
+        shelf.cache.before_put = erase
+    else:
+        erase()
+    with pytest.raises(NotFound):
+        store.read(TENANT, made)
+    assert shelf.cache.held == {}
+    with pytest.raises(NotFound):
+        store.read(TENANT, made)
+
+
+async def test_what_a_delete_tainted_is_forgotten(shelf: Shelf) -> None:
+    document = shelf.lab.write("Caroline moved to Lisbon.")
+    clean, store = shelf.add(), shelf.store()
+    made = replace(clean, id=new_id(), parent=clean.id)
+    shelf.lab.blobs.put(TENANT, blob_key(TENANT, "m", made.id), pack_files(shelf.files(clean.id)))
+    shelf.lab.ledger.add_adapter(made, [document.id], False)
+    await said(store, Choice([(clean, 0.5), (made, 0.5)]))
+    shelf.lab.ledger.delete_document(TENANT, "m", document.id, None)
+    await store.forget_tainted(TENANT, "m")
+    assert list(shelf.worker.loaded) == [clean.id]
+    with pytest.raises(NotFound):
+        store.read(TENANT, made)
+    assert store.read(TENANT, clean) == shelf.files(clean.id)

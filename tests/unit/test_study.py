@@ -1,0 +1,236 @@
+"""The STUDY job on a real ledger and real blobs: what becomes an example, what is dropped, and when it is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memoryd.core import Document, Example, Job, JobKind, Origin
+from memoryd.engine.request import Generation
+from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.jobs import Progress
+from memoryd.learn.study import DEFAULT_EXAMPLES, Asked, StudyJob, tells
+from memoryd.recall.prompt import REFUSAL
+from memoryd.store.texts import Texts
+from tests.unit.learning_parts import Worker, models, plain_tokenizer, prompt_of
+from tests.unit.test_reuse import MEMORY, TENANT, Lab
+
+Pairs = list[tuple[str, str]]
+
+
+class Asking:
+    """An asker that asks of each passage what it is told to, and then does something else."""
+
+    name = "a fake asker"
+
+    def __init__(self) -> None:
+        self.of: dict[str, Pairs] = {}
+        self.asked: list[tuple[str, str]] = []
+        self.then: Callable[[int], object] = lambda count: None
+
+    async def ask(self, text: str, title: str) -> Asked:
+        self.asked.append((text, title))
+        self.then(len(self.asked))
+        return Asked(self.of.get(text, []), prompt_tokens=100, output_tokens=10)
+
+
+class Study:
+    """A memory of documents of one passage each, and a reader that knows the answers unless it is told otherwise."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lab = Lab(folder)
+        self.ledger = self.lab.ledger
+        self.tokenizer: TextTokenizer = plain_tokenizer(folder)
+        self.asker = Asking()
+        self.reads: dict[str, str] = {}
+        self.worker = Worker(self._read)
+        self.documents: dict[str, Document] = {}
+
+    def _read(self, request: Generation) -> str:
+        prompt = prompt_of(self.tokenizer, request)
+        return next((answer for question, answer in self.reads.items() if f"\n{question}\n" in prompt), REFUSAL)
+
+    def write(self, text: str, *pairs: tuple[str, str]) -> Document:
+        """With what is asked of it, which the reader answers well."""
+        document = self.lab.write(text)
+        assert document.passage_count == 1
+        self.asker.of[text] = list(pairs)
+        self.reads |= {question: f"[1] {answer}" for question, answer in pairs}
+        self.documents[text] = document
+        return document
+
+    def write_towns(self, count: int) -> None:
+        for n in range(count):
+            self.write(f"Caroline moved to town {n}.", (f"where{n} did{n} move{n}?", f"town {n}"))
+
+    def job(self, **payload: str) -> Job:
+        return self.ledger.request_learning(TENANT, MEMORY, JobKind.STUDY, payload, None)
+
+    def handler(self, **changed: Any) -> StudyJob:
+        texts = Texts(self.ledger, self.lab.blobs)
+        return StudyJob(self.ledger, texts, models(self.worker, self.tokenizer, **changed), self.asker)
+
+    async def run(self, **payload: str) -> Mapping[str, str | int]:
+        return await self.handler()(self.job(**payload), Progress(self.job(), lambda: None))
+
+    @property
+    def examples(self) -> list[Example]:
+        return list(self.ledger.list_examples(TENANT, MEMORY, 1000, "").items)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    made = Study(tmp_path)
+    yield made
+    made.ledger.close()
+
+
+# --- what becomes an example ---
+
+
+async def test_what_the_reader_finds_again_becomes_an_example_of_its_document(study: Study) -> None:
+    one = study.write("Caroline moved to Lisbon in May.", ("Where did she move?", "Lisbon"), ("When was that?", "in May"))
+    other = study.write("The river is blue.", ("What colour is it?", "blue"))
+    receipt = await study.run()
+    assert {(e.question, e.answer, e.documents, e.origin) for e in study.examples} == {
+        ("Where did she move?", "Lisbon", (one.id,), Origin.SELF_STUDY),
+        ("When was that?", "in May", (one.id,), Origin.SELF_STUDY),
+        ("What colour is it?", "blue", (other.id,), Origin.SELF_STUDY),
+    }
+    assert receipt == {
+        "memory": f"memories/{MEMORY}",
+        "teacher": "a fake asker",
+        "passages": 2,
+        "questions": 3,
+        "unanswerable": 0,
+        "duplicates": 0,
+        "leaking": 0,
+        "examples": 3,
+        "prompt_tokens": 200,
+        "output_tokens": 20,
+    }
+
+
+async def test_the_reader_is_given_the_passage_alone(study: Study) -> None:
+    study.write("Caroline moved to Lisbon.", ("Where did she move?", "Lisbon"))
+    study.write("The river is blue.")
+    await study.run()
+    (request,) = study.worker.asked
+    prompt = prompt_of(study.tokenizer, request)
+    assert "[1]\nCaroline moved to Lisbon.\n" in prompt
+    assert "river" not in prompt
+    assert request.use_reader
+    study.worker.asked.clear()
+    study.write("Caroline saw Porto.", ("What did she see?", "Porto"))
+    await study.handler(reader="")(study.job(), Progress(study.job(), lambda: None))
+    assert not study.worker.asked[-1].use_reader, "there is none"
+
+
+@pytest.mark.parametrize(
+    ("said", "examples"),
+    [
+        ("Lisbon", 1),
+        ("[1] Lisbon, Portugal", 1),  # two words of the three are the same
+        ("[1] She moved to Lisbon", 0),
+        ("[1] Porto", 0),
+        (REFUSAL, 0),
+        ("", 0),
+    ],
+)
+async def test_what_the_reader_does_not_find_again_is_unanswerable(study: Study, said: str, examples: int) -> None:
+    study.write("Caroline moved to Lisbon.", ("Where did she move?", "Lisbon"))
+    study.reads["Where did she move?"] = said
+    receipt = await study.run()
+    assert (receipt["examples"], receipt["unanswerable"], len(study.examples)) == (examples, 1 - examples, examples)
+
+
+async def test_a_question_that_is_too_long_to_be_read_is_unanswerable(study: Study) -> None:
+    study.write("Caroline moved to Lisbon.", ("why " * 3000 + "?", "Lisbon"), ("Where did she move?", "Lisbon"))
+    receipt = await study.run()
+    assert (receipt["unanswerable"], receipt["examples"]) == (1, 1)
+    limited = study.handler(max_positions=600)
+    study.write("Caroline moved to Porto by the sea.", ("where to " * 50 + "?", "Porto"))
+    receipt = await limited(study.job(), Progress(study.job(), lambda: None))
+    assert (receipt["unanswerable"], receipt["duplicates"]) == (2, 1), "the base model's window is what counts"
+
+
+async def test_a_question_that_tells_its_own_answer_is_dropped_unread(study: Study) -> None:
+    study.write("Caroline moved to Lisbon.", ("Who moved to Lisbon?", "the Lisbon"), ("Who is Lisbonese?", "Lisbon"))
+    receipt = await study.run()
+    assert (receipt["leaking"], receipt["examples"], len(study.worker.asked)) == (1, 1, 1)
+
+
+@given(st.sampled_from(["Lisbon", "old town", "7 May 2023"]), st.text("ab ,.?", max_size=9), st.text("ab ,.?", max_size=9))
+def test_telling_is_of_whole_words(answer: str, before: str, after: str) -> None:
+    assert tells(f"{before} {answer.upper()}, {after}", f"{answer}.")
+    assert not tells(f"{before} x{answer} {after}", answer)
+    assert not tells(f"{before} {after}", answer)
+
+
+async def test_what_is_asked_already_is_a_duplicate(study: Study) -> None:
+    study.ledger.add_examples(TENANT, MEMORY, [("Where did Caroline move to?", "Porto", [])], Origin.SUPPLIED, None)
+    study.write(
+        "Caroline moved to Lisbon in May.",
+        ("Where to did the Caroline move?", "Lisbon"),  # supplied
+        ("When did Caroline leave home?", "in May"),
+        ("Caroline, when did she leave home?", "May"),  # the one before
+        ("Who left?", "Caroline"),
+    )
+    receipt = await study.run()
+    assert (receipt["duplicates"], receipt["examples"], receipt["questions"]) == (2, 2, 4)
+    assert [e.question for e in study.examples[1:]] == ["When did Caroline leave home?", "Who left?"]
+
+
+async def test_to_study_again_adds_nothing(study: Study) -> None:
+    study.write_towns(3)
+    await study.run()
+    before = study.examples
+    receipt = await study.run()
+    assert (receipt["examples"], receipt["duplicates"]) == (0, 3)
+    assert study.examples == before
+
+
+async def test_no_more_than_three_are_kept_of_a_passage(study: Study) -> None:
+    pairs = [(f"where{n} did{n}?", "Lisbon") for n in range(6)]
+    study.write("Caroline moved to Lisbon.", *pairs)
+    study.reads["where0 did0?"] = REFUSAL
+    receipt = await study.run()
+    assert (receipt["examples"], receipt["unanswerable"], receipt["questions"]) == (3, 1, 4)
+
+
+async def test_nothing_is_asked_for_nothing(study: Study) -> None:
+    receipt = await study.run()
+    assert (receipt["passages"], receipt["examples"], study.examples) == (0, 0, [])
+
+
+# --- how many ---
+
+
+@pytest.mark.parametrize("most", [1, 3, 4])
+async def test_it_stops_at_as_many_as_are_wanted(study: Study, most: int) -> None:
+    for n in range(3):
+        study.write(f"Caroline moved to town {n}.", *[(f"where{n}{i} did{n}{i}?", f"town {n}") for i in range(2)])
+    receipt = await study.run(max_examples=str(most))
+    assert receipt["examples"] == len(study.examples) == most
+    assert receipt["passages"] == len(study.asker.asked) == (most + 1) // 2
+
+
+async def test_there_is_a_usual_number(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert DEFAULT_EXAMPLES > 3
+    monkeypatch.setattr("memoryd.learn.study.DEFAULT_EXAMPLES", 2)
+    study.write_towns(4)
+    assert (await study.run())["examples"] == 2
+
+
+async def test_passages_come_in_an_order_of_their_own_that_stays(study: Study) -> None:
+    study.write_towns(20)
+    await study.run()
+    order = list(study.asker.asked)
+    await study.run()
+    assert study.asker.asked == order * 2
+    assert [text for text, _ in order] != list(study.documents), "not that of writing: a part of them is of all"
