@@ -38,6 +38,7 @@ from memoryd.forget import EraseJob, reclaim
 from memoryd.jobs import JobRunner
 from memoryd.learn.asker import LocalAsker
 from memoryd.learn.contexts import ContextMaker
+from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.job import LearnJob
 from memoryd.learn.policy import LearnPolicy
 from memoryd.learn.study import Asker, StudyJob
@@ -201,8 +202,9 @@ class Daemon:
         }
         server = build(settings, servicers, CallInterceptor(Authenticator(ledger, secret)), self._health)
         contexts = ContextMaker(searcher, assembler, models)
+        eraser = AdapterEraser(adapters, blobs, cache)
         learning = LearnJob(
-            *(ledger, blobs, models, contexts, adapters),
+            *(ledger, blobs, models, contexts, adapters, eraser),
             settings.learn_settings,
             settings.learn_epochs,
             settings.data_dir / "learning",
@@ -215,7 +217,7 @@ class Daemon:
             JobKind.STUDY: StudyJob(ledger, texts, models, asker),
             JobKind.LEARN: learning,
             JobKind.COMPRESS: policy.after(CompressJob(ledger, blobs, indexer, models, texts, settings.embedding_storage)),
-            JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, adapters, learning, jobs),
+            JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, eraser, learning, jobs),
             JobKind.REINDEX: ReindexJob(ledger, indexer),
         }
         return Parts(ledger, blobs, index, cache, models, usage, jobs, server, self._health, handlers)

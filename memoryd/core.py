@@ -41,6 +41,10 @@ class JobKind(enum.StrEnum):
     LEARN = "learn"  # train, judge and publish a memory's adapter
 
 
+LEARNING = (JobKind.STUDY, JobKind.LEARN)
+"""What a memory does by itself, for long."""
+
+
 class JobState(enum.IntEnum):
     """A job's state; the numbers are those of the proto."""
 
@@ -209,6 +213,8 @@ class Adapter:
     size_bytes: int
     state: AdapterState = AdapterState.KEPT
     parent: str = ""
+    job: str = ""
+    """The LEARN job that made it; empty for an imported one."""
     examples: int = 0
     documents: int = 0
     judgement: Mapping[str, Any] = field(default_factory=dict)

@@ -11,13 +11,14 @@ case, it waits no more.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 
-from memoryd.core import Job, adapter_prefix, document_prefix, made_at, now
+from memoryd.core import Job, document_prefix, made_at, now
 from memoryd.errors import NotFound
 from memoryd.jobs import JobRunner, NotYet, Progress
+from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.job import LearnJob
-from memoryd.recall.adapters import AdapterStore, cache_key
 from memoryd.recall.embeddings import EmbeddingStore, cache_prefix
 from memoryd.store.base import Blobs, Cache, Index, Ledger
 
@@ -46,7 +47,7 @@ class EraseJob:
         index: Index,
         cache: Cache,
         embeddings: EmbeddingStore,
-        adapters: AdapterStore,
+        eraser: AdapterEraser,
         learning: LearnJob,
         jobs: JobRunner,
     ) -> None:
@@ -55,7 +56,7 @@ class EraseJob:
         self._index = index
         self._cache = cache
         self._embeddings = embeddings
-        self._adapters = adapters
+        self._eraser = eraser
         self._learning = learning
         self._jobs = jobs
 
@@ -64,10 +65,10 @@ class EraseJob:
             raise NotYet
         memory, document = job.payload["memory"], job.payload.get("document", "")
         if adapter := job.payload.get("adapter"):
-            return await self._erase_adapter(job.tenant, memory, adapter)
+            return {"adapters": 1, **await self._eraser.erase(job.tenant, memory, adapter)}
         doomed = await asyncio.to_thread(self._ledger.deleted_documents, job.tenant, memory, document)
         await self._jobs.stop_work_on(job.tenant, {d.id for d in doomed}, job)
-        learned = await self._erase_learned(job.tenant, memory)
+        learned = await self._erase_learned(job.tenant)
         blobs, vectors, cached = learned["blobs"], 0, learned["cache_keys"]
         for done, gone in enumerate(doomed):
             progress.show("erase", done, len(doomed))
@@ -86,22 +87,15 @@ class EraseJob:
             "adapters": learned["adapters"],
         }
 
-    async def _erase_learned(self, tenant: str, memory: str) -> dict[str, int]:
-        """What the memory's tainted adapters are made of, and what runs that were cancelled left."""
-        await asyncio.to_thread(self._learning.sweep, tenant)
-        tainted = await asyncio.to_thread(self._ledger.tainted_adapters, tenant, memory)
-        erased = {"adapters": len(tainted), "blobs": 0, "cache_keys": 0}
+    async def _erase_learned(self, tenant: str) -> dict[str, int]:
+        """What tainted adapters are made of, and what runs that were cancelled left."""
+        await self._learning.sweep(tenant)
+        tainted = await asyncio.to_thread(self._ledger.tainted_adapters, tenant)
+        erased = Counter(adapters=len(tainted), blobs=0, cache_keys=0)
         for adapter in tainted:
-            for what, count in (await self._erase_adapter(tenant, memory, adapter.id)).items():
-                erased[what] += count if what != "adapters" else 0
+            erased.update(await self._eraser.erase(tenant, adapter.memory, adapter.id))
             await asyncio.to_thread(self._ledger.purged_adapter, tenant, adapter.id)
-        return erased
-
-    async def _erase_adapter(self, tenant: str, memory: str, adapter: str) -> dict[str, int]:
-        await self._adapters.forget(tenant, [adapter])
-        cached = await asyncio.to_thread(self._cache.delete_prefix, tenant, cache_key(adapter))
-        blobs = await asyncio.to_thread(self._blobs.delete_prefix, tenant, adapter_prefix(tenant, memory, adapter))
-        return {"adapters": 1, "blobs": blobs, "cache_keys": cached}
+        return dict(erased)
 
     def _awaited(self, job: Job) -> bool:
         """Whether the new version's job may still read what is to be erased. Not for ever: to reuse is thrift, to erase a

@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from memoryd import core, log
-from memoryd.core import Job, JobKind, JobState
+from memoryd.core import LEARNING, Job, JobKind, JobState
 from memoryd.errors import MemorydError, ResourceExhausted, Unavailable
 from memoryd.store.base import Ledger
 
@@ -106,7 +106,7 @@ class JobRunner:
         while not self._draining:
             self._wake.clear()
             try:
-                while len(self._running) < self._slots and not self._draining:
+                while self._busy < self._slots and not self._draining:
                     job = await asyncio.to_thread(self._ledger.claim_job, self._owner, self._lease)
                     if job is None:
                         break
@@ -116,6 +116,11 @@ class JobRunner:
                 self._log.warning("the ledger gives no jobs", reason=error.reason)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+
+    @property
+    def _busy(self) -> int:
+        """Slots that are taken. What learns takes none: it runs for long, and mostly waits for the worker."""
+        return sum(progress.job.kind not in LEARNING for progress in self._running.values())
 
     def wake(self) -> None:
         """There may be work: called after a write."""
@@ -131,14 +136,15 @@ class JobRunner:
             await asyncio.wait(list(self._running), timeout=self._lease)
 
     async def stop_work_on(self, tenant: str, documents: Collection[str], erase: Job) -> None:
-        """Returns when no job of this process touches these documents any more, nor learns from the memory since before they
-        were deleted: erasing must come last."""
+        """Returns when no job of this process touches these documents any more, nor learns from the memory where the delete
+        has cancelled that: erasing must come last."""
         tasks = []
-        for task, progress in self._running.items():
+        for task, progress in list(self._running.items()):
             job = progress.job
-            learns = job.kind in (JobKind.STUDY, JobKind.LEARN) and job.payload["memory"] == erase.payload["memory"]
-            touches = job.payload.get("document") in documents or (learns and job.id < erase.id)
-            if job.tenant == tenant and job.kind is not JobKind.ERASE and touches:
+            touches = job.kind is not JobKind.ERASE and job.payload.get("document") in documents
+            if job.kind in LEARNING and job.payload["memory"] == erase.payload["memory"]:
+                touches = (await asyncio.to_thread(self._ledger.get_job, job.tenant, job.id)).state.ended
+            if job.tenant == tenant and touches:
                 progress.stopped = True
                 tasks.append(task)
         if tasks:

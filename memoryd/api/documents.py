@@ -128,14 +128,14 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
     async def DeleteDocument(self, request: memory_pb2.DeleteDocumentRequest, context: Any) -> operations_pb2.Operation:
         memory, document = convert.child_ids(request.name)
         job = await asyncio.to_thread(self._ledger.delete_document, tenant(), memory, document, convert.request(request))
-        await self._adapters.forget_tainted(tenant(), memory)
+        await self._adapters.forget_tainted(tenant())
         self._jobs.wake()
         return convert.operation(job)
 
     async def _result(self, written: Written, request: Any) -> memory_pb2.WriteResult:
         self._jobs.wake()
         if request.replaces:
-            await self._adapters.forget_tainted(tenant(), written.document.memory)
+            await self._adapters.forget_tainted(tenant())
         return memory_pb2.WriteResult(
             document=convert.document(written.document),
             operation=core.operation_name(written.job.id),

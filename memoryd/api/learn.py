@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 from google.longrunning import operations_pb2
 
@@ -15,7 +15,7 @@ from memoryd.api.caller import tenant
 from memoryd.core import AdapterState, JobKind, Origin
 from memoryd.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from memoryd.jobs import JobRunner
-from memoryd.learn.adapter_files import MAX_BYTES, pack_files, unpack_files
+from memoryd.learn.adapter_files import MAX_BYTES, AdapterFiles, pack_files, unpack_files
 from memoryd.learn.curve import draw
 from memoryd.learn.imported import imported
 from memoryd.models import Models
@@ -28,6 +28,7 @@ _PAGE = 100
 _PIECE = 1 << 20
 _POINTS = 10_000  # of a curve, at most: a longer one is thinned out
 _PAGE_BYTES = 3 << 20  # a page with more than this has fewer examples: gRPC's clients take 4 MiB
+_T = TypeVar("_T")
 
 
 class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
@@ -89,9 +90,15 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         token = ""
         while True:
             page = await asyncio.to_thread(self._ledger.list_examples, tenant(), convert.last(request.parent), _PAGE, token)
-            lines = "".join(json.dumps(_exported(e), ensure_ascii=False) + "\n" for e in page.items)
-            if lines:
-                yield learn_pb2.ExportExamplesResponse(jsonl=lines.encode())
+            piece = b""
+            for example in page.items:
+                line = json.dumps(_exported(example), ensure_ascii=False).encode() + b"\n"
+                if piece and len(piece) + len(line) > _PIECE:
+                    yield learn_pb2.ExportExamplesResponse(jsonl=piece)
+                    piece = b""
+                piece += line
+            if piece:
+                yield learn_pb2.ExportExamplesResponse(jsonl=piece)
             token = page.next_token
             if not token:
                 return
@@ -158,7 +165,7 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         adapter = await asyncio.to_thread(self._ledger.get_adapter, tenant(), *convert.child_ids(request.name))
         if adapter.state is AdapterState.TAINTED:
             raise FailedPrecondition("the adapter was trained with a document that is deleted", reason="ADAPTER_TAINTED")
-        data = pack_files(await asyncio.to_thread(self._adapters.read, tenant(), adapter))
+        data = await asyncio.to_thread(lambda: pack_files(self._adapters.read(adapter.tenant, adapter)))
         for at in range(0, len(data), _PIECE):
             yield learn_pb2.ExportAdapterResponse(data=data[at : at + _PIECE])
 
@@ -177,19 +184,42 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
             data += piece.data
             if len(data) > MAX_BYTES:
                 raise ResourceExhausted(f"an adapter's archive has at most {MAX_BYTES} bytes", reason="TOO_LARGE")
-        files = await asyncio.to_thread(unpack_files, bytes(data))
-        adapter, files = imported(tenant(), memory, files, self._models.info)
-        # The worker tries it on: what does not fit is refused now, and not by the first answer.
-        await self._models.worker.load_adapter(adapter.id, files.config, files.weights)
-        await asyncio.to_thread(self._blobs.put, tenant(), blob_key(tenant(), memory, adapter.id), pack_files(files))
+        adapter, files = await asyncio.to_thread(self._unpacked, tenant(), memory, data)
+        try:
+            # The worker tries it on: what does not fit is refused now, and not by the first answer.
+            await self._models.worker.load_adapter(adapter.id, files.config, files.weights)
+            recorded = await self._record(adapter, files)
+        except BaseException:  # the client may have gone away
+            await self._undo_import(adapter)
+            raise
+        return convert.adapter(recorded)
+
+    def _unpacked(self, tenant: str, memory: str, data: bytearray) -> tuple[core.Adapter, AdapterFiles]:
+        """Blocks."""
+        return imported(tenant, memory, unpack_files(bytes(data)), self._models.info)
+
+    async def _record(self, adapter: core.Adapter, files: AdapterFiles) -> core.Adapter:
+        """Blob, then row. FailedPrecondition where it may not be."""
+        key = blob_key(adapter.tenant, adapter.memory, adapter.id)
+        archive = await asyncio.to_thread(pack_files, files)
+        await _ended(asyncio.to_thread(self._blobs.put, adapter.tenant, key, archive))
         said = files.lineage.get("documents")
         named = [name.rpartition("/")[2] for name in said if isinstance(name, str)] if isinstance(said, list) else []
-        known = await asyncio.to_thread(self._ledger.get_documents, tenant(), named)  # where it comes back to where it was made
-        recorded = await asyncio.to_thread(self._ledger.add_adapter, adapter, sorted(known), False)
+        # Where it comes back to where it was made, deleting one of them taints it.
+        known = await asyncio.to_thread(self._ledger.get_documents, adapter.tenant, named)
+        recorded = await _ended(asyncio.to_thread(self._ledger.add_adapter, adapter, sorted(known), False))
         if recorded is None:
-            await self._adapters.forget(tenant(), [adapter.id])
-            raise FailedPrecondition("the memory was deleted meanwhile", reason="MEMORY_DELETED")
-        return convert.adapter(recorded)
+            why = "the memory, or a document that the adapter was trained with, was deleted meanwhile"
+            raise FailedPrecondition(why, reason="MEMORY_DELETED")
+        return recorded
+
+    async def _undo_import(self, adapter: core.Adapter) -> None:
+        """Nothing of it stays, unless it was recorded just as the client went away."""
+        if adapter.id in await asyncio.to_thread(self._ledger.recorded, adapter.tenant, [adapter.id]):
+            return
+        await self._adapters.forget(adapter.tenant, [adapter.id])
+        prefix = core.adapter_prefix(adapter.tenant, adapter.memory, adapter.id)
+        await asyncio.to_thread(self._blobs.delete_prefix, adapter.tenant, prefix)
 
     async def _job(self, kind: JobKind, request: Any, payload: dict[str, str]) -> operations_pb2.Operation:
         job = await asyncio.to_thread(
@@ -197,6 +227,16 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         )
         self._jobs.wake()
         return convert.operation(job)
+
+
+async def _ended(work: Coroutine[Any, Any, _T]) -> _T:
+    """Its result. What runs in a thread goes on when its caller is cancelled: that is raised when it has ended."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _documents(memory: str, names: Any) -> list[str]:

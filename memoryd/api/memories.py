@@ -64,6 +64,6 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
         job = await asyncio.to_thread(
             self._ledger.delete_memory, tenant(), convert.last(request.name), convert.request(request)
         )
-        await self._adapters.forget_tainted(tenant(), convert.last(request.name))
+        await self._adapters.forget_tainted(tenant())
         self._jobs.wake()
         return convert.operation(job)

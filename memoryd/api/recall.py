@@ -76,6 +76,8 @@ def _adapters(request: recall_pb2.AnswerRequest) -> list[tuple[str, str, float]]
         raise InvalidArgument("no_adapter: cannot be together with adapters", reason="INVALID_FIELD")
     if not request.adapters:
         return [] if request.no_adapter else None
+    if len({one.adapter for one in request.adapters}) < len(request.adapters):
+        raise InvalidArgument("adapters: one is there twice", reason="INVALID_FIELD")
     return [(*convert.child_ids(one.adapter), one.weight if one.HasField("weight") else 1.0) for one in request.adapters]
 
 

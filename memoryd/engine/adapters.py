@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from memoryd.engine.base_model import BaseModel
@@ -33,6 +33,7 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LARGEST = 1e3  # of a weight: trained ones are below 10
 _UNSERVED = ("modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias")
 
 
@@ -91,17 +92,21 @@ class Adapters:
             settings: dict[str, Any] = json.loads(config)
             tensors = load_safetensors(weights)
             rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            if rank < 1 or not math.isfinite(alpha):
+                raise ValueError(f"its rank is {rank}, its alpha {alpha}")
+            scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+        except (ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
             raise DataLoss(f"{source} cannot be read: {error}") from error
         odd = [k for k, v in settings.items() if v and (k in _UNSERVED or (k.startswith("use_") and k != "use_rslora"))]
         odd += [key for key in tensors if not key.endswith((_A, _B))]
         if settings.get("peft_type") != "LORA" or odd:
             what = odd[0] if odd else settings.get("peft_type")
             raise FailedPrecondition(f"{source} has {what}: only LoRA of linear layers is served")
-        self.install(name, tensors, alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank), source)
+        self.install(name, tensors, scale, source)
 
     def install(self, name: str, weights: Mapping[str, Tensor], scale: float, source: str) -> None:
-        """Take an adapter's weights under PEFT's names. DataLoss, naming `source`, where they do not fit the base model."""
+        """Take an adapter's weights under PEFT's names. DataLoss, naming `source`, where they do not fit the base model, or
+        are not finite: in a batch they would reach the rows of others too, since 0 · inf is not 0."""
         layers: dict[str, LoraLinear] = {}
         parts: dict[LoraLinear, Lora] = {}
         for key in [key for key in weights if key.endswith(_A)]:
@@ -109,12 +114,17 @@ class Adapters:
             path = stem.removeprefix(_PREFIX)
             try:
                 layer = self._layer(path)
-                a_RI, b_OR = weights[key], weights[stem + _B].float() * scale
+                a_RI, b_OR = weights[key], weights[stem + _B]
             except (AttributeError, KeyError) as error:
                 raise DataLoss(f"{source} does not fit the base model: {error}") from error
-            if layer is None or torch.Size([b_OR.shape[0], a_RI.shape[1]]) != layer.base.weight.shape:
+            rank = a_RI.shape[0] if a_RI.ndim else 0
+            if layer is None or rank < 1 or [b_OR.shape, a_RI.shape] != _shapes(layer, rank):
                 raise DataLoss(f"{source} does not fit the base model's {path}")
-            parts[layer] = Lora(a_RI.to(layer.base.weight), b_OR.to(layer.base.weight), 1.0)
+            lora = Lora(a_RI.to(layer.base.weight), (b_OR.float() * scale).to(layer.base.weight), 1.0)
+            # NaN compares as False. What overflows in one row of a batch would be NaN in the others: 0 times infinity.
+            if not all((part.abs() <= _LARGEST).all() for part in (lora.a_RI, lora.b_OR)):
+                raise DataLoss(f"{source} has weights at {path} that are not finite, or beyond {_LARGEST:g}")
+            parts[layer] = lora
             layers[path] = layer
         self.remove(name)  # only now: what does not fit leaves things as they were
         for layer, lora in parts.items():
@@ -135,9 +145,11 @@ class Adapters:
 
         It changes nothing yet: B is zero. A is uniform as in PEFT (Kaiming, a=√5), from torch's generator.
         """
-        layers: dict[str, LoraLinear] = {}
+        layers = self._layers[name] = dict[str, LoraLinear]()  # filled below: what fails half-way can be removed
         paths = [p for p, m in self._model.named_modules() if isinstance(m, nn.Linear | LoraLinear) and _last(p) in targets]
         for path in paths:
+            if self._is_inner(path):
+                continue
             layer = self._layer(path)
             assert layer is not None
             out, into = layer.base.weight.shape
@@ -146,7 +158,6 @@ class Adapters:
             device = layer.base.weight.device
             layer.put(name, Lora(nn.Parameter(a_RI.to(device)), nn.Parameter(b_OR.to(device)), alpha / rank))
             layers[path] = layer
-        self._layers[name] = layers
         return [p for lora in self._loras(name).values() for p in lora[:2] if isinstance(p, nn.Parameter)]
 
     def state(self, name: str) -> dict[str, Tensor]:
@@ -159,17 +170,25 @@ class Adapters:
 
     @torch.no_grad()
     def load_state(self, name: str, state: dict[str, Tensor]) -> None:
-        """Set the weights of an adapter that `create` made. Raises KeyError where one is missing."""
+        """Set the weights of an adapter that `create` made. Raises KeyError where one is missing, ValueError where one has
+        another shape: copying alone would repeat those of rank 1."""
         for path, lora in self._loras(name).items():
-            lora.a_RI.copy_(state[f"{_PREFIX}{path}{_A}"])
-            lora.b_OR.copy_(state[f"{_PREFIX}{path}{_B}"])
+            for key, into in ((f"{_PREFIX}{path}{_A}", lora.a_RI), (f"{_PREFIX}{path}{_B}", lora.b_OR)):
+                if state[key].shape != into.shape:
+                    raise ValueError(f"{key} is {tuple(state[key].shape)}, not {tuple(into.shape)}")
+                into.copy_(state[key])
 
     def save(self, name: str, directory: Path, base_model: str, dtype: torch.dtype = torch.float16) -> None:
         """Write it in PEFT's format. `base_model` is what its configuration names."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for file, data in self.files(name, base_model, dtype).items():
+            (directory / file).write_bytes(data)
+
+    def files(self, name: str, base_model: str, dtype: torch.dtype = torch.float16) -> dict[str, bytes]:
+        """What `save` writes, by the files' names."""
         loras = self._loras(name)
         lora = next(iter(loras.values()))
         rank = lora.a_RI.shape[0]
-        directory.mkdir(parents=True, exist_ok=True)
         config: dict[str, Any] = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -181,9 +200,11 @@ class Adapters:
             "bias": "none",
             "target_modules": sorted({_last(path) for path in loras}),
         }
-        (directory / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
         weights = {key: value.to(dtype) for key, value in self.state(name).items()}
-        save_file(weights, directory / _WEIGHTS, metadata={"format": "pt"})
+        return {
+            _CONFIG: (json.dumps(config, indent=1, sort_keys=True) + "\n").encode(),
+            _WEIGHTS: to_safetensors(weights, metadata={"format": "pt"}),
+        }
 
     def _loras(self, name: str) -> dict[str, Lora]:
         """Its part in each layer that it changes, by the layer's path."""
@@ -192,10 +213,22 @@ class Adapters:
     def _layer(self, path: str) -> LoraLinear | None:
         """The layer at `path`, made ready for adapters; None where it is not linear. AttributeError where there is none."""
         layer = self._model.get_submodule(path)
+        if self._is_inner(path):
+            return None
         if isinstance(layer, nn.Linear):
             layer = LoraLinear(layer, self._switch)
             self._model.set_submodule(path, layer)
         return layer if isinstance(layer, LoraLinear) and layer.switch is self._switch else None
+
+    def _is_inner(self, path: str) -> bool:
+        """Whether `path` is within a layer made ready for adapters, and so no layer of the base model's own."""
+        return isinstance(self._model.get_submodule(path.rpartition(".")[0]), LoraLinear)
+
+
+def _shapes(layer: LoraLinear, rank: int) -> list[torch.Size]:
+    """Of B and A, for this layer."""
+    out, into = layer.base.weight.shape
+    return [torch.Size([out, rank]), torch.Size([rank, into])]
 
 
 def _last(path: str) -> str:

@@ -176,7 +176,7 @@ class Runner:
         try:
             outputs = self._run(step)
         except Exception as error:
-            outputs = [Output(call, _told(error)) for call in _calls(step)]
+            outputs = [Output(call, told(error)) for call in _calls(step)]
         for output in outputs:
             if output.ends:
                 self.end(output.call)
@@ -244,7 +244,7 @@ def _calls(step: Step) -> tuple[int, ...]:
     return (step.call,) if isinstance(step, Prefill | Learn) else tuple(dict.fromkeys(i.call for i in step.items))
 
 
-def _told(error: Exception) -> MemorydError:
+def told(error: Exception) -> MemorydError:
     """The error as a caller may see it."""
     if isinstance(error, MemorydError):
         return error

@@ -21,5 +21,6 @@ class Sampler:
         """A token id. `logits_V` is float32 on the CPU, where the draws do not depend on the device."""
         if self._temperature == 0:
             return int(logits_V.argmax())
-        probability_V = torch.softmax(logits_V.double() / self._temperature, dim=-1)
+        # What is no number, as an overflow leaves it, is as likely as anything: the others in the batch must not fail with it.
+        probability_V = torch.softmax(logits_V.double().nan_to_num() / self._temperature, dim=-1)
         return int(torch.multinomial(probability_V, 1, generator=self._generator))

@@ -98,7 +98,7 @@ def _text_of(row: dict[str, Any]) -> tuple[str, str]:
     if "text" in row:
         return row["text"], str(row["id"]).replace("_", " ")
     raw = row["raw"]
-    paragraphs = [raw["para_a"], raw["para_b"], *(sentences for _, sentences in raw["distractors"])]
+    paragraphs = [raw["para_a"], raw["para_b"], *(distractor[1] for distractor in raw["distractors"])]
     return "\n\n".join("".join(sentences) for sentences in paragraphs), ""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,31 +44,53 @@ def save(
     optimizer: torch.optim.Optimizer,
     recipe: Mapping[str, Any],
     progress: Mapping[str, Any],
+    make: bool = True,
 ) -> None:
-    """Write a checkpoint beside the last one, then put it in its place."""
-    from safetensors.torch import save_file
+    """Write a checkpoint beside the last one, then put it in its place. OSError where it can't be written, or where ``out``
+    is not there and not to be made."""
+    from safetensors.torch import save as to_safetensors
 
     def fill(directory: Path) -> None:
         for name, part in weights.items():
-            save_file(part.get(), directory / f"{name}.safetensors")
+            (directory / f"{name}.safetensors").write_bytes(to_safetensors(part.get()))
 
-    write(out, fill, optimizer, {"recipe": recipe, "progress": progress})
+    write(out, fill, optimizer, {"recipe": recipe, "progress": progress}, make)
 
 
-def write(out: Path, fill: Callable[[Path], None], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def write(
+    out: Path, fill: Callable[[Path], None], optimizer: torch.optim.Optimizer, state: Mapping[str, Any], make: bool = True
+) -> None:
     """The same where ``fill`` writes the weights, in whatever layout, into the folder that it is given."""
     import torch
 
     building, target, old = out / "checkpoint.new", out / "checkpoint", out / "checkpoint.old"
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    building.mkdir(parents=make)
     fill(building)
-    torch.save(optimizer.state_dict(), building / "optimizer.pt")
+    moments = io.BytesIO()  # torch, as safetensors, does not say of a file that it is the disk that is full
+    torch.save(optimizer.state_dict(), moments)
+    (building / "optimizer.pt").write_bytes(moments.getbuffer())
     (building / _STATE).write_text(json.dumps(state, indent=1))
+    flush(building)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
     building.rename(target)
+    _flush(out)
+
+
+def flush(directory: Path) -> None:
+    """Returns when the folder and all in it are on the disk."""
+    for path in (*directory.rglob("*"), directory):
+        _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def last(out: Path) -> Path | None:
@@ -89,8 +113,16 @@ def resume(out: Path, weights: Mapping[str, Weights], optimizer: torch.optim.Opt
         return {}
     for name, part in weights.items():
         part.set(load_file(found / f"{name}.safetensors"))
-    optimizer.load_state_dict(torch.load(found / "optimizer.pt", weights_only=True, map_location=device))
+    moments = io.BytesIO((found / "optimizer.pt").read_bytes())  # of a file cut short, torch would say that the disk fails
+    optimizer.load_state_dict(torch.load(moments, weights_only=True, map_location=device))
     return progress_of(found)
+
+
+def mend_metrics(out: Path) -> None:
+    """Cut off a last row that was not written whole: the next one would be unreadable too."""
+    if (out / METRICS).is_file():
+        rows = (out / METRICS).read_bytes()
+        os.truncate(out / METRICS, rows.rfind(b"\n") + 1)
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The LEARN job: from a memory's examples to an adapter that is judged, published and, if it answers better, served.
 
 Stages: `prepare` searches as answers do, `learn` trains in the worker, `judge` answers held-out examples with what is in use
-and with the new adapter, `publish` writes blob, then row. The adapter has the job's id, so a job that is taken up again after
-a crash goes on with the same one: training continues at its checkpoint, the rest is done again.
+and with the new adapter, `publish` writes the row; its blob is there before. A job that is taken up again after a crash goes on
+training at its checkpoint (`run.py`) and does the rest again; one that had published already says what it did.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from memoryd.core import Adapter, AdapterState, Example, Job, adapter_name, adapter_prefix, document_name, memory_name, now
+from memoryd.core import Adapter, AdapterState, Example, Job, adapter_name, document_name, memory_name, new_id, now
 from memoryd.engine.request import GenerateEvent, Generation, Learning, LearnSettings
-from memoryd.errors import NotFound
+from memoryd.errors import DataLoss, NotFound
 from memoryd.jobs import NotYet, Progress, Stopped
 from memoryd.learn.adapter_files import AdapterFiles, pack_files
 from memoryd.learn.contexts import ContextMaker, Found, Packs
+from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.judge import LEAST, MOST, Judgement, is_held_out, judge
+from memoryd.learn.run import Run
 from memoryd.models import Models
 from memoryd.recall.adapters import AdapterStore, Choice, blob_key
 from memoryd.recall.assembly import Mode
@@ -29,10 +32,9 @@ from memoryd.recall.citation import split_citation
 from memoryd.recall.prompt import REFUSAL
 from memoryd.store.base import Blobs, Ledger
 
-_MOST_EXAMPLES = 20_000
+_MOST_QUESTIONS = 20_000  # of all passes: they are held in memory, here and in the worker
 _ANSWER_TOKENS = 96
 _AT_A_TIME = 8  # held-out questions that are answered together
-_METRICS, _RESULT = "metrics.jsonl", "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class LearnJob:
         models: Models,
         contexts: ContextMaker,
         adapters: AdapterStore,
+        eraser: AdapterEraser,
         settings: LearnSettings,
         epochs: int,
         directory: Path,
@@ -65,6 +68,7 @@ class LearnJob:
         self._models = models
         self._contexts = contexts
         self._adapters = adapters
+        self._eraser = eraser
         self._settings = settings
         self._epochs = epochs
         self._directory = directory
@@ -76,31 +80,68 @@ class LearnJob:
         async with self._one_at_a_time:
             try:
                 return await self._learn(job, progress)
-            except (Stopped, NotFound):  # cancelled, or the memory is deleted: nothing of it stays
-                await asyncio.to_thread(self._forget_run, job)
+            except Stopped:
+                await self._forget_run(job)
+                raise
+            except NotFound:
+                if await asyncio.to_thread(self._has_memory, job):
+                    raise  # a job that fails says so
+                await self._forget_run(job)
                 raise Stopped from None
 
     async def _learn(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
         lesson = self._lesson(job)
-        examples = await asyncio.to_thread(self._examples, job.tenant, lesson.memory)
-        held_out = [example for example in examples if is_held_out(example)][:MOST]
-        training = [example for example in examples if not is_held_out(example)]
+        published = await asyncio.to_thread(self._ledger.adapter_of_job, job.tenant, job.id)
+        if published is not None:  # the last try ended after that
+            await self._end_run(job, keep=published.id)
+            return self._receipt(lesson, published, sum(k["count"] for k in published.judgement["kinds"][:1]))
+        training, held_out = await asyncio.to_thread(self._examples, job.tenant, lesson.memory)
         if not training:
-            return self._receipt(lesson, "", False, "there are no examples to learn from: add some, or study first", 0, 0)
+            return self._receipt(lesson, None, 0)
         total = len(training) + len(held_out)
         found = await self._contexts.find(
             job.tenant, lesson.memory, [*training, *held_out], lambda n: progress.step("prepare", n, total, resumable=False)
         )
         to_learn, to_judge = found[: len(training)], found[len(training) :]
-        packs = await asyncio.to_thread(self._contexts.packs, job.tenant, to_learn, lesson.modes, lesson.epochs)
-        packs.documents.update(d for one in to_judge for d in one.example.documents)
+        passes = max(1, min(lesson.epochs, _MOST_QUESTIONS // len(training)))
+        packs = await asyncio.to_thread(self._contexts.packs, job.tenant, to_learn, lesson.modes, passes)
+        packs.documents.update(document for one in to_judge for document in one.example.documents)
+        run = self._run(job)
+        packs.documents |= await asyncio.to_thread(run.begin, self._facts(), packs.documents, partial(self._alive, job.tenant))
         in_use = (await asyncio.to_thread(self._ledger.active_adapters, job.tenant, [lesson.memory])).get(lesson.memory)
-        steps, seconds = await self._train(job, packs, progress)
-        parent = in_use.id if in_use else ""
-        adapter, files = await asyncio.to_thread(self._made, job, lesson, parent, len(training), packs)
-        await asyncio.to_thread(self._blobs.put, job.tenant, blob_key(job.tenant, lesson.memory, adapter.id), pack_files(files))
+        await self._train(run, packs, progress)
+        adapter, archive = await asyncio.to_thread(self._made, job, lesson, in_use, len(training), packs)
+        await asyncio.to_thread(self._blobs.put, job.tenant, blob_key(job.tenant, lesson.memory, adapter.id), archive)
         judgement = await self._judge(job, to_judge, in_use, adapter, progress)
-        return await self._publish(job, lesson, adapter, judgement, packs, len(to_judge), steps, seconds, progress)
+        progress.step("publish", 0, 1, resumable=False)
+        judged = replace(adapter, judgement=judgement.to_json())
+        activate = judgement.better and lesson.activate
+        recorded = await asyncio.to_thread(self._ledger.add_adapter, judged, sorted(packs.documents), activate)
+        if recorded is None:  # a document was deleted meanwhile, and a new job learns without it; or this one was cancelled
+            raise Stopped
+        rows = await asyncio.to_thread(run.metrics)
+        await self._end_run(job, keep=recorded.id)
+        return self._receipt(lesson, recorded, len(to_judge), rows)
+
+    def _facts(self) -> dict[str, str]:
+        """What a run begins and ends with: weights that were made with anything else are not its own."""
+        info = self._models.info
+        return {
+            "base": info.base_fingerprint,
+            "reader": info.reader,
+            "compressor": info.compressor.fingerprint,
+            "settings": str(self._settings),
+        }
+
+    def _alive(self, tenant: str, documents: Collection[str]) -> bool:
+        return len(self._ledger.get_documents(tenant, list(documents))) == len(documents)
+
+    def _has_memory(self, job: Job) -> bool:
+        try:
+            self._ledger.require_memories(job.tenant, [job.payload["memory"]])
+        except NotFound:
+            return False
+        return True
 
     def _lesson(self, job: Job) -> Lesson:
         given = [Mode(int(mode)) for mode in job.payload.get("modes", "").split(",") if mode]
@@ -108,62 +149,73 @@ class LearnJob:
         epochs = int(job.payload.get("epochs", 0)) or self._epochs
         return Lesson(job.payload["memory"], epochs, given or usual, not job.payload.get("keep_inactive"))
 
-    def _examples(self, tenant: str, memory: str) -> list[Example]:
-        examples: list[Example] = []
+    def _examples(self, tenant: str, memory: str) -> tuple[list[Example], list[Example]]:
+        """Those to train on, and those to judge by."""
+        training: list[Example] = []
+        held_out: list[Example] = []
         token = ""
-        while len(examples) < _MOST_EXAMPLES:
+        while len(training) < _MOST_QUESTIONS:
             page = self._ledger.list_examples(tenant, memory, 1000, token)
-            examples += page.items
+            for example in page.items:
+                (held_out if is_held_out(example) else training).append(example)
             token = page.next_token
             if not token:
                 break
-        return examples
+        return training[:_MOST_QUESTIONS], held_out[:MOST]
 
-    def _run(self, job: Job) -> Path:
-        return self._directory / job.tenant / job.id
+    def _run(self, job: Job) -> Run:
+        return Run(self._directory / job.tenant / job.id)
 
-    def sweep(self, tenant: str) -> int:
-        """Removes what runs left that are over and were not published: it has seen text that may have to be forgotten.
-        Returns how many. Blocks."""
+    async def sweep(self, tenant: str) -> int:
+        """Removes what runs left that are over: it has seen text that may have to be forgotten. Returns how many."""
         count = 0
-        for run in sorted(self._directory.glob(f"{tenant}/*")):
+        for directory in await asyncio.to_thread(lambda: sorted(self._directory.glob(f"{tenant}/*"))):
             try:
-                count += self._forget_run(self._ledger.get_job(tenant, run.name))
+                job = await asyncio.to_thread(self._ledger.get_job, tenant, directory.name)
             except NotFound:
-                shutil.rmtree(run, ignore_errors=True)
+                await asyncio.to_thread(Run(directory).remove)
+                continue
+            count += await self._forget_run(job)
         return count
 
-    def _forget_run(self, job: Job) -> bool:
+    async def _forget_run(self, job: Job) -> bool:
         """Whether it is over, and so was removed: a job that this process has lost may go on in another."""
-        if not self._ledger.get_job(job.tenant, job.id).state.ended:
+        if not (await asyncio.to_thread(self._ledger.get_job, job.tenant, job.id)).state.ended:
             return False
-        shutil.rmtree(self._run(job), ignore_errors=True)
-        if job.id not in self._ledger.recorded(job.tenant, [job.id]):  # else it was published before the last try ended
-            self._blobs.delete_prefix(job.tenant, adapter_prefix(job.tenant, job.payload["memory"], job.id))
+        published = await asyncio.to_thread(self._ledger.adapter_of_job, job.tenant, job.id)
+        await self._end_run(job, keep=published.id if published else "")
         return True
 
-    async def _train(self, job: Job, packs: Packs, progress: Progress) -> tuple[int, int]:
-        """Steps, and seconds of computing. Its result lies in the run's directory."""
+    async def _end_run(self, job: Job, keep: str) -> None:
+        """Nothing is left of it but this adapter. The directory goes last: it says what else there is."""
         run = self._run(job)
-        if not (run / _RESULT).is_dir():
-            learning = Learning(
-                packs.packs,
-                packs.chunks,
-                run,
-                str(self._models.info.model_path.name),
-                self._settings,
-                use_reader=bool(self._models.info.reader),
-                compressor_fingerprint=self._models.info.compressor.fingerprint if packs.chunks else "",
-            )
-            async with contextlib.aclosing(self._models.worker.learn(learning)) as events:
-                async for event in events:
-                    progress.step("learn", event.step, event.steps, resumable=False)
-        last = await asyncio.to_thread(lambda: (run / _METRICS).read_text().splitlines()[-1])
-        row = json.loads(last)
-        return int(row["step"]), round(row["seconds"])
+        for adapter in await asyncio.to_thread(lambda: run.adapters):
+            if adapter != keep:
+                await self._eraser.erase(job.tenant, job.payload["memory"], adapter)
+        await asyncio.to_thread(run.remove)
 
-    def _made(self, job: Job, lesson: Lesson, parent: str, examples: int, packs: Packs) -> tuple[Adapter, AdapterFiles]:
+    async def _train(self, run: Run, packs: Packs, progress: Progress) -> None:
+        """Its result lies in the run's directory."""
+        if run.trained:
+            return
+        learning = Learning(
+            packs.packs,
+            packs.chunks,
+            run.directory,
+            self._models.info.model_path.name,
+            self._settings,
+            use_reader=bool(self._models.info.reader),
+            compressor_fingerprint=self._models.info.compressor.fingerprint if packs.chunks else "",
+        )
+        async with contextlib.aclosing(self._models.worker.learn(learning)) as events:
+            async for event in events:
+                progress.step("learn", event.step, event.steps, resumable=False)
+
+    def _made(self, job: Job, lesson: Lesson, in_use: Adapter | None, examples: int, packs: Packs) -> tuple[Adapter, bytes]:
+        """The adapter, and its archive."""
         info, run = self._models.info, self._run(job)
+        id_, parent = new_id(), in_use.id if in_use else ""  # an id of its own for each try: workers never load one anew
+        run.name(id_)
         lineage = {
             "memory": memory_name(lesson.memory),
             "parent": adapter_name(lesson.memory, parent) if parent else "",
@@ -177,14 +229,12 @@ class LearnJob:
             "learning_rate": self._settings.learning_rate,
             "create_time": now().isoformat(),
         }
-        rows = [json.loads(line) for line in (run / _METRICS).read_text().splitlines()]
-        by_step = {row["step"]: row["loss"] for row in rows}  # what was done again after a kill counts as it was done last
-        curve = "".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in sorted(by_step.items()))
-        files = AdapterFiles.of_directory(run / _RESULT, lineage, curve.encode())
+        curve = "".join(json.dumps({"step": row["step"], "loss": row["loss"]}) + "\n" for row in run.metrics())
+        files = AdapterFiles.of_directory(run.result, lineage, curve.encode())
         adapter = Adapter(
             job.tenant,
             lesson.memory,
-            job.id,
+            id_,
             now(),
             files.fingerprint,
             info.base_fingerprint,
@@ -192,17 +242,18 @@ class LearnJob:
             info.compressor.fingerprint if packs.chunks else "",
             files.size,
             parent=parent,
+            job=job.id,
             examples=examples,
         )
-        return adapter, files
+        return adapter, pack_files(files)
 
     async def _judge(
         self, job: Job, held_out: Sequence[Found], in_use: Adapter | None, new: Adapter, progress: Progress
     ) -> Judgement:
+        golds = [one.example.answer for one in held_out]
         if len(held_out) < LEAST:
-            return judge([one.example.answer for one in held_out], [""] * len(held_out), [""] * len(held_out))
-        usable = in_use is not None and not self._adapters.misfit(in_use)
-        before = Choice([(in_use, 1.0)] if in_use and usable else [])
+            return judge(golds, golds, golds)
+        before = await asyncio.to_thread(self._before, job.tenant, in_use)
         answers: list[tuple[str, str]] = []
         for at in range(0, len(held_out), _AT_A_TIME):
             progress.step("judge", at, len(held_out), resumable=False)
@@ -210,8 +261,17 @@ class LearnJob:
             both = [(before, one) for one in some] + [(Choice([(new, 1.0)]), one) for one in some]
             said = await asyncio.gather(*(self._answer(job.tenant, choice, one) for choice, one in both))
             answers += zip(said[: len(some)], said[len(some) :], strict=True)
-        golds = [one.example.answer for one in held_out]
-        return judge(golds, [b for b, _ in answers], [a for _, a in answers])
+        return await asyncio.to_thread(judge, golds, [b for b, _ in answers], [a for _, a in answers])
+
+    def _before(self, tenant: str, in_use: Adapter | None) -> Choice:
+        """What is in use; the reader alone where that can't be used any more."""
+        if in_use is None or self._adapters.misfit(in_use):
+            return Choice([])
+        try:
+            self._adapters.read(tenant, in_use)
+        except (NotFound, DataLoss):
+            return Choice([])
+        return Choice([(in_use, 1.0)])
 
     async def _answer(self, tenant: str, choice: Choice, one: Found) -> str:
         """As HYBRID, the default mode, gives it."""
@@ -229,55 +289,24 @@ class LearnJob:
             said = "".join([event.text async for event in events])
         return split_citation(said, len(prompt.numbered))[1]
 
-    async def _publish(
-        self,
-        job: Job,
-        lesson: Lesson,
-        adapter: Adapter,
-        judgement: Judgement,
-        packs: Packs,
-        held_out: int,
-        steps: int,
-        seconds: int,
-        progress: Progress,
-    ) -> Mapping[str, str | int]:
-        progress.step("publish", 0, 1, resumable=False)
-        judged = replace(adapter, judgement=judgement.to_json())
-        activate = judgement.better and lesson.activate
-        recorded = await asyncio.to_thread(self._record, judged, sorted(packs.documents), activate)
-        if recorded is None:  # a document was deleted meanwhile: a new job learns without it
-            await self._adapters.forget(job.tenant, [adapter.id])
-            raise Stopped
-        await asyncio.to_thread(shutil.rmtree, self._run(job), ignore_errors=True)
-        active = recorded.state is AdapterState.ACTIVE
-        verdict = judgement.verdict
-        if activate and not active:
-            verdict += "; another adapter was activated meanwhile"
-        return self._receipt(lesson, adapter.id, active, verdict, adapter.examples, held_out, steps, seconds)
-
-    def _record(self, adapter: Adapter, documents: Sequence[str], activate: bool) -> Adapter | None:
-        with contextlib.suppress(NotFound):  # an earlier try came so far
-            return self._ledger.get_adapter(adapter.tenant, adapter.memory, adapter.id)
-        return self._ledger.add_adapter(adapter, documents, activate)
-
     @staticmethod
     def _receipt(
-        lesson: Lesson,
-        adapter: str,
-        activated: bool,
-        verdict: str,
-        examples: int,
-        held_out: int,
-        steps: int = 0,
-        seconds: int = 0,
+        lesson: Lesson, adapter: Adapter | None, held_out: int, rows: Sequence[Mapping[str, Any]] = ()
     ) -> Mapping[str, str | int]:
+        active = adapter is not None and adapter.state is AdapterState.ACTIVE
+        verdict = "there are no examples to learn from: add some, or study first"
+        if adapter is not None:
+            judgement = Judgement.from_json(adapter.judgement)
+            verdict = judgement.verdict
+            if judgement.better and lesson.activate and not active:
+                verdict += "; another adapter was activated meanwhile"
         return {
             "memory": memory_name(lesson.memory),
-            "adapter": adapter_name(lesson.memory, adapter) if adapter else "",
-            "activated": int(activated),
+            "adapter": adapter_name(lesson.memory, adapter.id) if adapter else "",
+            "activated": int(active),
             "verdict": verdict,
-            "examples": examples,
+            "examples": adapter.examples if adapter else 0,
             "held_out": held_out,
-            "steps": steps,
-            "seconds": seconds,
+            "steps": int(rows[-1]["step"]) if rows else 0,
+            "seconds": round(rows[-1]["seconds"]) if rows else 0,
         }

@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memoryd.core import Example
-from memoryd.eval.metrics import bootstrap, f1, mean, normalized, rouge
+from memoryd.eval.metrics import bootstrap, f1, mean, normalized, rouge, sign_flips
 
-LEAST = 5  # held-out examples, to say anything
+LEAST = 8  # held-out examples, to say anything
 MOST = 60  # and as many as are worth waiting for
 _SHORT_WORDS = 12
 _CHOICES = {"yes", "no", "true", "false", *"abcdefgh"}
 _HELD_OUT_OF = 5  # one example in so many
+_CHANCE = 0.025  # that what is no better is called better, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +72,26 @@ def score(answer: str, gold: str) -> float:
 
 
 def judge(golds: Sequence[str], before: Sequence[str], after: Sequence[str]) -> Judgement:
-    """Of answers to the same questions."""
+    """Of answers to the same questions. Where they are too few they are not scored: there may be none."""
+    if len(golds) < LEAST:
+        few = f"{len(golds)} held-out examples are too few to judge by, {LEAST} are needed"
+        return Judgement(False, f"{few}, so nothing was scored: add examples and learn again", [])
     kinds = [kind_of(gold) for gold in golds]
     pairs = [(score(b, gold), score(a, gold)) for gold, b, a in zip(golds, before, after, strict=True)]
-    judged = [_judged("all", pairs)] if pairs else []
+    judged = [_judged("all", pairs)]
     judged += [_judged(k, [p for p, own in zip(pairs, kinds, strict=True) if own == k]) for k in dict.fromkeys(kinds)]
-    if len(pairs) < LEAST:
-        few = f"{len(pairs)} held-out examples are too few to judge by, {LEAST} are needed: add examples and learn again"
-        return Judgement(False, few, judged)
     overall = judged[0]
+    gains = [a - b for b, a in pairs]
+    better = beyond_noise(gains)
     change = f"{overall.before:.3f} before, {overall.after:.3f} after, on {overall.count} held-out examples"
-    interval = f"(gained {overall.after - overall.before:+.3f}, 95 % interval {overall.low:+.3f} to {overall.high:+.3f})"
-    better = overall.low > 0
-    return Judgement(better, f"{'better' if better else 'not better beyond noise'}: {change} {interval}", judged)
+    interval = f"95 % interval {overall.low:+.3f} to {overall.high:+.3f}, p {sign_flips(gains):.3f}"
+    gained = f"(gained {overall.after - overall.before:+.3f}, {interval})"
+    return Judgement(better, f"{'better' if better else 'not better beyond noise'}: {change} {gained}", judged)
+
+
+def beyond_noise(gains: Sequence[float]) -> bool:
+    """Whether so many gains of pairs are no chance. The bootstrap alone is too easily convinced by few of them."""
+    return sign_flips(gains) < _CHANCE and bootstrap(gains)[0] > 0
 
 
 def _chosen(answer: str) -> str:

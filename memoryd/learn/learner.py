@@ -6,22 +6,26 @@ on answers only. A checkpoint every minute, so that a killed run goes on where i
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from memoryd import log
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.engine.adapters import READER, Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.request import LearnEvent, Learning
-from memoryd.errors import InvalidArgument
+from memoryd.errors import Cancelled, InvalidArgument, ResourceExhausted, Unavailable
 from memoryd.learn import checkpoint
 from memoryd.learn.soft_packing import SoftPack, predict
 
@@ -32,6 +36,8 @@ RESULT = "adapter"
 """The folder, in a run's directory, that holds the trained adapter in PEFT's format."""
 _BETAS = (0.9, 0.95)
 _CLIP = 1.0
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_log = log.get("learner")
 
 
 class Learner:
@@ -47,33 +53,63 @@ class Learner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begins, or goes on from the directory's last checkpoint. A micro-step has at most ``tokens`` positions, padding
-        counted, one pack at least. InvalidArgument where there is nothing to learn from, or a prompt is too long."""
-        longest = int(base.model.config.max_position_embeddings)
-        if not learning.packs:
-            raise InvalidArgument("there are no examples to learn from", reason="NO_EXAMPLES")
-        if any(_positions(pack, learning.chunks) > longest for pack in learning.packs):
-            raise InvalidArgument(f"an example is longer than the base model's {longest} positions")
+        counted, one pack at least. Packs that are longer than the base model's positions are left out.
+
+        InvalidArgument where there is nothing to learn from; ResourceExhausted on a full disk; Unavailable where the directory
+        can't be used otherwise. Where any of it fails, the model is as it was.
+        """
+        learning = _fitting(learning, int(base.model.config.max_position_embeddings))
         self._learning, self._base, self._adapters = learning, base, adapters
         self._tokens, self._clock = tokens, clock
         self._name = f"learning/{call}"
         self._reader = READER if learning.use_reader else ""
         self._table = _Table(base, learning.chunks)
-        settings = learning.settings
-        torch.manual_seed(settings.seed)
-        parameters = adapters.create(self._name, settings.rank, settings.alpha, settings.targets)
-        if not parameters:
-            raise InvalidArgument(f"the base model has no linear layers called {', '.join(settings.targets)}")
-        self._optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=_BETAS, weight_decay=0.0)
-        self._parameters = parameters
-        self._weights = {"adapter": checkpoint.of_adapter(adapters, self._name)}
         self.steps = learning.steps
-        progress = checkpoint.resume(learning.directory, self._weights, self._optimizer, str(base.model.device))
-        self._step = int(progress.get("step", 0))
-        self._seconds = float(progress.get("seconds", 0.0))
-        self._trained = int(progress.get("tokens", 0))
+        self._weights = {"adapter": checkpoint.of_adapter(adapters, self._name)}
+        try:
+            with _on_disk(learning.directory):
+                # Only here: once the daemon has removed it, the run is over, and nothing may make it again.
+                learning.directory.mkdir(parents=True, exist_ok=True)
+                progress = self._resumed()
+            self._step = int(progress.get("step", 0))
+            self._seconds = float(progress.get("seconds", 0.0))
+            self._trained = int(progress.get("tokens", 0))
+            self._micros = self._begin()
+        except BaseException:
+            adapters.remove(self._name)
+            raise
         self._saved = clock()
-        self._micros = self._begin()
         self._loss = 0.0
+
+    def _resumed(self) -> dict[str, Any]:
+        """The progress of the last checkpoint that this run can go on from; empty, and all as at the start, where there is
+        none. Others are removed: made with other settings, or not whole after a power cut."""
+        directory = self._learning.directory
+        while True:
+            self._create()
+            try:
+                progress = checkpoint.resume(directory, self._weights, self._optimizer, str(self._base.model.device))
+                break
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                found = checkpoint.last(directory)
+                if found is None or (isinstance(error, OSError) and not isinstance(error, FileNotFoundError)):
+                    raise  # it may well be whole
+                _log.warning("a checkpoint cannot be gone on from: removed", run=directory.name, exc_info=error)
+                shutil.rmtree(found)
+                if checkpoint.last(directory) is None:  # the rows of more steps than this run takes would stay
+                    (directory / checkpoint.METRICS).unlink(missing_ok=True)
+        checkpoint.mend_metrics(directory)
+        return progress
+
+    def _create(self) -> None:
+        settings = self._learning.settings
+        torch.manual_seed(settings.seed)
+        self._parameters = self._adapters.create(self._name, settings.rank, settings.alpha, settings.targets)
+        if not self._parameters:
+            raise InvalidArgument(f"the base model has no linear layers called {', '.join(settings.targets)}")
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=settings.learning_rate, betas=_BETAS, weight_decay=0.0)
 
     @property
     def done(self) -> bool:
@@ -148,21 +184,27 @@ class Learner:
         self._step += 1
         self._seconds += self._clock() - began
         row = {"step": self._step, "loss": round(self._loss, 5), "tokens": self._trained, "seconds": round(self._seconds, 3)}
-        self._learning.directory.mkdir(parents=True, exist_ok=True)
-        with (self._learning.directory / checkpoint.METRICS).open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._clock() - self._saved >= settings.checkpoint_seconds and not self.done:
-            progress: dict[str, Any] = {"step": self._step, "seconds": self._seconds, "tokens": self._trained}
-            checkpoint.save(self._learning.directory, self._weights, self._optimizer, asdict(settings), progress)
-            self._saved = self._clock()
+        directory = self._learning.directory
+        with _on_disk(directory):
+            with (directory / checkpoint.METRICS).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if self._clock() - self._saved >= settings.checkpoint_seconds and not self.done:
+                progress: dict[str, Any] = {"step": self._step, "seconds": self._seconds, "tokens": self._trained}
+                checkpoint.save(directory, self._weights, self._optimizer, asdict(settings), progress, make=False)
+                self._saved = self._clock()
 
     def _finish(self) -> None:
         """The adapter in PEFT's format, whole or not at all."""
         building, target = self._learning.directory / f"{RESULT}.new", self._learning.directory / RESULT
-        shutil.rmtree(building, ignore_errors=True)
-        self._adapters.save(self._name, building, self._learning.base_model)
-        shutil.rmtree(target, ignore_errors=True)
-        building.rename(target)
+        files = self._adapters.files(self._name, self._learning.base_model)
+        with _on_disk(self._learning.directory):
+            shutil.rmtree(building, ignore_errors=True)
+            building.mkdir()
+            for name, data in files.items():
+                (building / name).write_bytes(data)
+            checkpoint.flush(building)
+            shutil.rmtree(target, ignore_errors=True)
+            building.rename(target)
 
 
 class _Table(Sequence["Tensor"]):
@@ -181,9 +223,44 @@ class _Table(Sequence["Tensor"]):
         return made.to(self._like.device, self._like.dtype)
 
 
+@contextlib.contextmanager
+def _on_disk(directory: Path) -> Iterator[None]:
+    """What goes wrong with a run's files, as our own errors: Cancelled where its directory was removed."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not directory.is_dir():
+            raise Cancelled("the run's directory was removed: it was cancelled") from None
+        if error.errno in _NO_ROOM:
+            raise ResourceExhausted("no room left for what is being learned: free disk space", reason="DISK_FULL") from None
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        raise Unavailable(f"the files of what is being learned cannot be used just now ({name}): try again") from None
+
+
+def _fitting(learning: Learning, longest: int) -> Learning:
+    """Without the packs that are longer than the base model's positions. InvalidArgument where nothing is left."""
+    if not learning.packs:
+        raise InvalidArgument("there are no examples to learn from", reason="NO_EXAMPLES")
+    packs = [pack for pack in learning.packs if _context(pack, learning.chunks) + max(_own(pack)) <= longest]
+    if not packs:
+        raise InvalidArgument(f"every example is longer than the base model's {longest} positions", reason="NO_EXAMPLES")
+    if left_out := len(learning.packs) - len(packs):
+        _log.warning("packs longer than the base model's positions are left out", packs=left_out, positions=longest)
+    return replace(learning, packs=packs)
+
+
 def _positions(pack: SoftPack, chunks: Sequence[CompressedEmbeddings]) -> int:
-    context = sum(chunks[piece].k if isinstance(piece, int) else len(piece) for piece in pack.context)
-    return context + sum(len(question) + len(answer) - 1 for question, answer in pack.questions)
+    """That it takes in a pass: all questions are behind one another, though each is numbered from the context's end."""
+    return _context(pack, chunks) + sum(_own(pack))
+
+
+def _context(pack: SoftPack, chunks: Sequence[CompressedEmbeddings]) -> int:
+    return sum(chunks[piece].k if isinstance(piece, int) else len(piece) for piece in pack.context)
+
+
+def _own(pack: SoftPack) -> list[int]:
+    """Positions of each of its questions with its answer."""
+    return [len(question) + len(answer) - 1 for question, answer in pack.questions]
 
 
 def _schedule(step: int, steps: int) -> float:

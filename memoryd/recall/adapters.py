@@ -8,14 +8,22 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from memoryd import log
 from memoryd.core import Adapter, AdapterState, Source, adapter_prefix
 from memoryd.engine.request import GenerateEvent, Generation
-from memoryd.errors import DataLoss, FailedPrecondition, InvalidArgument, MemorydError, NotFound
+from memoryd.errors import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    MemorydError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from memoryd.learn.adapter_files import AdapterFiles, unpack_files
 from memoryd.models import Models
 from memoryd.store.base import Blobs, Cache, Ledger
@@ -40,6 +48,8 @@ class Choice:
 
     adapters: Sequence[tuple[Adapter, float]] = ()
     warnings: Sequence[str] = ()
+    by_hand: bool = False
+    """The caller has named them: an answer without them is not what was asked for."""
 
     @property
     def blend(self) -> tuple[tuple[str, float], ...]:
@@ -70,7 +80,7 @@ class AdapterStore:
         NotFound; InvalidArgument where a given one is of a memory that is not asked; FailedPrecondition where it may not be
         served."""
         if given is not None:
-            return Choice([(self._given(tenant, memories, *one), one[2]) for one in given])
+            return Choice([(self._given(tenant, memories, *one), one[2]) for one in given], by_hand=True)
         active = self._ledger.active_adapters(tenant, memories)
         mass: dict[str, float] = defaultdict(float)
         for source in sources:
@@ -98,22 +108,31 @@ class AdapterStore:
             return "which learned to read another compressor's embeddings"
         return ""
 
-    async def generate(self, tenant: str, choice: Choice, request: Generation) -> AsyncGenerator[GenerateEvent, None]:
-        """Generates with the chosen adapters; what the worker does not have is loaded first."""
-        request = replace(request, adapters=choice.blend)
-        for left in reversed(range(_TRIES)):
+    async def generate(
+        self, tenant: str, choice: Choice, request: Generation, unused: Callable[[], object] | None = None
+    ) -> AsyncGenerator[GenerateEvent, None]:
+        """Generates with the chosen adapters; what the worker does not have is loaded first.
+
+        Where that can't be, what was not chosen by hand is left out, all of it, if there is `unused` to be called then, before
+        the first event. Else NotFound, DataLoss, ResourceExhausted; Unavailable where the worker drops them over and over."""
+        used, tries = replace(request, adapters=choice.blend), 0
+        while True:
             begun = False
             try:
-                async with aclosing(self._models.worker.generate(request)) as events:
+                async with aclosing(self._models.worker.generate(used)) as events:
                     async for event in events:
                         begun = True
                         yield event
                 return
             except FailedPrecondition as error:
-                if error.reason != "ADAPTER_NOT_LOADED" or begun or not left:
+                if error.reason != "ADAPTER_NOT_LOADED" or begun or not used.adapters:
                     raise
-            for adapter, _ in choice.adapters:
-                await self._load(tenant, adapter)
+            tries += 1
+            if problem := await self._bring(tenant, choice, tries):
+                if choice.by_hand or unused is None:
+                    raise problem
+                unused()
+                used = replace(request, adapters=())
 
     def read(self, tenant: str, adapter: Adapter) -> AdapterFiles:
         """Its files, checked against its fingerprint. DataLoss; NotFound. Blocks."""
@@ -160,10 +179,27 @@ class AdapterStore:
             except MemorydError as error:  # a worker that is not there has forgotten it
                 self._log.info("no worker to unload an adapter from", adapter=adapter, reason=error.reason)
 
-    async def forget_tainted(self, tenant: str, memory: str) -> None:
+    async def forget_tainted(self, tenant: str) -> None:
         """After a delete, before it returns: what it tainted is used by no answer any more, not even by one under way."""
-        tainted = await asyncio.to_thread(self._ledger.tainted_adapters, tenant, memory)
+        tainted = await asyncio.to_thread(self._ledger.tainted_adapters, tenant)
         await self.forget(tenant, [adapter.id for adapter in tainted])
+
+    async def _bring(self, tenant: str, choice: Choice, tries: int) -> MemorydError | None:
+        """Loads them; what is wrong with them, or with using them now, is returned."""
+        if tries == _TRIES:
+            ids = [adapter.id for adapter, _ in choice.adapters]
+            dropped = Unavailable(
+                "the worker has no room for the adapters of so many answers: try again", reason="ADAPTERS_IN_USE"
+            )
+            self._log.warning("adapters are dropped over and over", adapters=ids, reason=dropped.reason)
+            return dropped
+        for adapter, _ in choice.adapters:
+            try:
+                await self._load(tenant, adapter)
+            except (NotFound, DataLoss, ResourceExhausted) as error:
+                self._log.warning("an adapter cannot be used", adapter=adapter.id, reason=error.reason)
+                return error
+        return None
 
     async def _load(self, tenant: str, adapter: Adapter) -> None:
         files = await asyncio.to_thread(self.read, tenant, adapter)

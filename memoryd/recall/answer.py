@@ -163,7 +163,11 @@ class Answerer:
             compressor_fingerprint=usage.compressor,
         )
         citation = CitationSplitter(len(prompt.numbered))
-        async with contextlib.aclosing(self._adapters.generate(tenant, choice, request)) as events:
+
+        def unused() -> None:
+            usage.adapters = ()
+
+        async with contextlib.aclosing(self._adapters.generate(tenant, choice, request, unused)) as events:
             async for event in events:
                 usage.output_tokens = event.output_tokens or usage.output_tokens
                 usage.finish_reason = event.finish_reason or usage.finish_reason

@@ -139,8 +139,7 @@ class Ledger(Protocol):
         """Those of the ids that exist and are not deleted."""
 
     def recorded(self, tenant: str, documents: Sequence[str]) -> set[str]:
-        """Those of the ids, of documents or adapters, that have a row, deleted or not; and those of unfinished jobs, whose
-        adapter has none yet."""
+        """Those of the ids, of documents or adapters, that have a row, deleted or not."""
 
     def list_documents(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Document]:
         """NotFound where there is no such memory."""
@@ -227,7 +226,11 @@ class Ledger(Protocol):
 
     def add_adapter(self, adapter: Adapter, documents: Sequence[str], activate: bool) -> Adapter | None:
         """Records an adapter whose bytes are in blobs, and the documents that it was trained with. None, and nothing is
-        recorded, where the memory or one of them is deleted. Activated only where its parent is still what is in use."""
+        recorded, where the memory or one of them is deleted, or its job is not RUNNING. Activated only where its parent is
+        still what is in use. FailedPrecondition where these weights are tainted."""
+
+    def adapter_of_job(self, tenant: str, job: str) -> Adapter | None:
+        """What this LEARN job has published."""
 
     def get_adapter(self, tenant: str, memory: str, adapter: str) -> Adapter:
         """NotFound."""
@@ -249,14 +252,15 @@ class Ledger(Protocol):
         """One transaction: rolled back where it is active, gone, and an ERASE job is pending (payload: memory, adapter).
         NotFound."""
 
-    def tainted_adapters(self, tenant: str, memory: str) -> Sequence[Adapter]:
-        """Those whose bytes are not purged yet, of live and deleted memories of that id."""
+    def tainted_adapters(self, tenant: str) -> Sequence[Adapter]:
+        """Those whose bytes are not purged yet, of live and deleted memories."""
 
     def purged_adapter(self, tenant: str, adapter: str) -> None:
         """A tainted adapter has no bytes any more."""
 
     def unlearned_tokens(self, tenant: str, memory: str) -> tuple[int, datetime | None]:
-        """Base-model tokens of documents written since the newest adapter was made, and when that was. NotFound."""
+        """Base-model tokens of documents written since the newest adapter was made; and when that was, or learning or studying
+        was last asked for, whichever is later. NotFound."""
 
     # jobs
     def add_job(self, tenant: str, kind: str, target: str, payload: dict[str, str]) -> Job: ...

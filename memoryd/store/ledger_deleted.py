@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, select, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, exists, select, update
 
 from memoryd.core import Chunk, Document, Job, JobKind, Request, document_name
 from memoryd.errors import NotFound
 from memoryd.store.ledger_jobs import cancel_jobs, insert_job, read_job
+from memoryd.store.ledger_memories import find_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, document_of, live, remember, result_of
 from memoryd.store.ledger_taint import delete_adapter_rows, taint_document
 from memoryd.store.schema import adapters, chunks, documents, jobs, memories, passages
@@ -22,6 +23,7 @@ class DeletedRows(LedgerPart):
             made = result_of(conn, tenant, request)
             if made is not None:
                 return read_job(conn, tenant, made)
+            find_memory_uid(conn, tenant, memory, lock=True)  # against what is recorded of the document at the same time
             job = bury(conn, tenant, memory, document)
             remember(conn, tenant, request, job.id)
             return job
@@ -55,7 +57,7 @@ class DeletedRows(LedgerPart):
                 conn.execute(delete(table).where(table.c.tenant == tenant, table.c.id.in_(erased)))
                 count += len(erased)
             _erase_learned(conn, tenant, memory)
-            held = exists().where(table.c.tenant == memories.c.tenant, table.c.memory_uid == memories.c.uid)
+            held = _holds(table) | _holds(adapters)
             conn.execute(
                 delete(memories).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone != "", ~held)
             )
@@ -78,10 +80,15 @@ class DeletedRows(LedgerPart):
         return [Chunk(**row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
 
 
+def _holds(rows: Table) -> ColumnElement[bool]:
+    """Whether the memory has such rows."""
+    return exists().where(rows.c.tenant == memories.c.tenant, rows.c.memory_uid == memories.c.uid)
+
+
 def _erase_learned(conn: Connection, tenant: str, memory: str) -> None:
     """Adapters of deleted memories of that id: their bytes are purged. Their examples went with the delete."""
     gone = select(memories.c.uid).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone != "")
-    of_gone = (adapters.c.tenant == tenant) & adapters.c.memory_uid.in_(gone)
+    of_gone = (adapters.c.tenant == tenant) & adapters.c.memory_uid.in_(gone) & (adapters.c.size_bytes == 0)
     delete_adapter_rows(conn, tenant, conn.execute(select(adapters.c.id).where(of_gone)).scalars().all())
 
 

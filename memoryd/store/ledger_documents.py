@@ -98,10 +98,7 @@ class DocumentRows(LedgerPart):
                 for ids in batches(documents)
                 for rows in (_documents, adapters)  # whose blobs lie side by side
             )
-            made = {id_ for batch in found for id_ in batch}
-            for ids in batches(documents):  # an adapter has its job's id, and no row before it is judged
-                made.update(conn.execute(_UNFINISHED.where(jobs.c.tenant == tenant, jobs.c.id.in_(ids))).scalars())
-            return made
+            return {id_ for batch in found for id_ in batch}
 
         return self._db.read(query)
 
@@ -230,5 +227,4 @@ _RIVALS = select(documents).where(
         ),
     ),
 )
-_UNFINISHED = select(jobs.c.id).where(jobs.c.due_time.is_not(None))
 _COUNTS = {"token_count": 0, "chunk_count": 0, "passage_count": 0}

@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, func, insert, select, update
 
-from memoryd.core import Job, JobKind, JobState, new_id, now
+from memoryd.core import LEARNING, Job, JobKind, JobState, new_id, now
 from memoryd.errors import FailedPrecondition, NotFound
 from memoryd.store.base import Page
 from memoryd.store.ledger_part import LedgerPart, require_tenant
 from memoryd.store.paging import read_page
-from memoryd.store.schema import documents, jobs, tenants
+from memoryd.store.schema import documents, jobs, memories, tenants
 
 
 class JobRows(LedgerPart):
@@ -150,6 +150,12 @@ class JobRows(LedgerPart):
                 )
                 if conn.execute(live).first() is None:
                     raise FailedPrecondition("the job's document is deleted")
+            if found.kind in LEARNING:
+                there = (
+                    (memories.c.tenant == tenant) & (memories.c.id == found.payload["memory"]) & (memories.c.tombstone == "")
+                )
+                if conn.execute(select(memories.c.uid).where(there)).first() is None:
+                    raise FailedPrecondition("the job's memory is deleted")
             _set(conn, tenant, job, state=JobState.PENDING, due_time=now(), end_time=None, attempts=0, owner="", error="")
             return read_job(conn, tenant, job)
 

@@ -10,7 +10,21 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
-from memoryd.core import Adapter, AdapterState, Example, Job, JobKind, Origin, Request, adapter_name, memory_name, new_id, now
+from memoryd.core import (
+    LEARNING,
+    Adapter,
+    AdapterState,
+    Example,
+    Job,
+    JobKind,
+    JobState,
+    Origin,
+    Request,
+    adapter_name,
+    memory_name,
+    new_id,
+    now,
+)
 from memoryd.errors import FailedPrecondition, NotFound
 from memoryd.store.base import Page
 from memoryd.store.ledger_jobs import insert_job, read_job
@@ -73,7 +87,7 @@ class LearningRows(LedgerPart):
             of_memory = (examples.c.tenant == tenant) & (examples.c.memory_uid == uid) & (examples.c.id == example)
             if conn.execute(select(examples.c.id).where(of_memory)).first() is None:
                 raise NotFound("no such example")
-            delete_example_rows(conn, tenant, example)
+            delete_example_rows(conn, tenant, [example])
 
         self._db.write(change)
         self._db.forget_log()
@@ -98,8 +112,9 @@ class LearningRows(LedgerPart):
     def add_adapter(self, adapter: Adapter, documents: Sequence[str], activate: bool) -> Adapter | None:
         def change(conn: Connection) -> Adapter | None:
             uid = find_memory_uid(conn, adapter.tenant, adapter.memory, lock=True)
-            if uid is None or not _all_live(conn, adapter.tenant, documents):
+            if uid is None or not _all_live(conn, adapter.tenant, documents) or not _is_running(conn, adapter):
                 return None
+            _check_not_tainted(conn, adapter)
             conn.execute(insert(adapters), {**_row(adapter), "memory_uid": uid, "documents": len(documents)})
             for ids in batches(list(documents)):
                 seen = [{"tenant": adapter.tenant, "adapter": adapter.id, "document": document} for document in ids]
@@ -110,6 +125,11 @@ class LearningRows(LedgerPart):
             return _adapter(conn, adapter.tenant, uid, adapter.id)
 
         return self._db.write(change)
+
+    def adapter_of_job(self, tenant: str, job: str) -> Adapter | None:
+        query = select(adapters).where(adapters.c.tenant == tenant, adapters.c.job == job)
+        row = self._db.read(lambda conn: conn.execute(query).mappings().first()) if job else None
+        return None if row is None else _adapter_of(row)
 
     def get_adapter(self, tenant: str, memory: str, adapter: str) -> Adapter:
         return self._db.read(lambda conn: _adapter(conn, tenant, _memory_uid(conn, tenant, memory), adapter))
@@ -141,9 +161,7 @@ class LearningRows(LedgerPart):
         def change(conn: Connection) -> Adapter:
             uid = _memory_uid(conn, tenant, memory, lock=True)
             if _adapter(conn, tenant, uid, adapter).state is AdapterState.TAINTED:
-                raise FailedPrecondition(
-                    "the adapter was trained with a document that is deleted: learn again", reason="ADAPTER_TAINTED"
-                )
+                raise FailedPrecondition(_TAINTED, reason="ADAPTER_TAINTED")
             activate_clean(conn, tenant, uid, adapter)
             return _adapter(conn, tenant, uid, adapter)
 
@@ -175,9 +193,9 @@ class LearningRows(LedgerPart):
 
         return self._db.write(change)
 
-    def tainted_adapters(self, tenant: str, memory: str) -> Sequence[Adapter]:
+    def tainted_adapters(self, tenant: str) -> Sequence[Adapter]:
         tainted = (adapters.c.state == AdapterState.TAINTED) & (adapters.c.size_bytes > 0)
-        query = select(adapters).where(adapters.c.tenant == tenant, adapters.c.memory == memory, tainted)
+        query = select(adapters).where(adapters.c.tenant == tenant, tainted)
         return [_adapter_of(row) for row in self._db.read(lambda conn: conn.execute(query).mappings().all())]
 
     def purged_adapter(self, tenant: str, adapter: str) -> None:
@@ -193,7 +211,9 @@ class LearningRows(LedgerPart):
             if newest is not None:
                 new &= documents.c.create_time > newest
             total = conn.execute(select(func.coalesce(func.sum(documents.c.token_count), 0)).where(new)).scalar_one()
-            return int(total), newest
+            learning = (jobs.c.tenant == tenant) & (jobs.c.target == memory_name(memory)) & jobs.c.kind.in_(LEARNING)
+            tried = conn.execute(select(func.max(jobs.c.create_time)).where(learning)).scalar()
+            return int(total), max((time for time in (newest, tried) if time is not None), default=None)
 
         return self._db.read(query)
 
@@ -203,6 +223,22 @@ def _memory_uid(conn: Connection, tenant: str, memory: str, *, lock: bool = Fals
     if uid is None:
         raise NotFound("no such memory")
     return uid
+
+
+def _is_running(conn: Connection, adapter: Adapter) -> bool:
+    """Whether the job that made it was not cancelled meanwhile."""
+    this = (jobs.c.tenant == adapter.tenant) & (jobs.c.id == adapter.job) & (jobs.c.state == JobState.RUNNING)
+    return not adapter.job or conn.execute(select(jobs.c.id).where(this).with_for_update()).first() is not None
+
+
+def _check_not_tainted(conn: Connection, adapter: Adapter) -> None:
+    """FailedPrecondition where these weights saw a document that is deleted: they come back in an archive, say."""
+    tainted = (adapters.c.tenant == adapter.tenant) & (adapters.c.state == AdapterState.TAINTED)
+    if conn.execute(select(adapters.c.id).where(tainted, adapters.c.fingerprint == adapter.fingerprint)).first():
+        raise FailedPrecondition(_TAINTED, reason="ADAPTER_TAINTED")
+
+
+_TAINTED = "the adapter was trained with a document that is deleted: learn again"
 
 
 def _require_documents(conn: Connection, tenant: str, memory: str, ids: set[str]) -> None:
@@ -232,13 +268,22 @@ def _add_example(
     this = (examples.c.tenant == tenant) & (examples.c.memory_uid == uid) & (examples.c.sha256 == sha256)
     held = conn.execute(select(examples.c.id).where(this)).scalar()
     if held is not None:
+        _rest(conn, tenant, held, of)
         return held, False
     new = {"id": new_id(), "memory": memory, "memory_uid": uid, "sha256": sha256, "origin": origin, "create_time": now()}
     conn.execute(insert(examples), {"tenant": tenant, "question": question, "answer": answer, **new})
-    rests = [{"tenant": tenant, "example": new["id"], "document": document} for document in dict.fromkeys(of)]
-    if rests:
-        conn.execute(insert(example_documents), rests)
+    _rest(conn, tenant, str(new["id"]), of)
     return str(new["id"]), True
+
+
+def _rest(conn: Connection, tenant: str, example: str, of: Sequence[str]) -> None:
+    """The example rests on these documents too."""
+    this = (example_documents.c.tenant == tenant) & (example_documents.c.example == example)
+    held = set(conn.execute(select(example_documents.c.document).where(this)).scalars())
+    more = [document for document in dict.fromkeys(of) if document not in held]
+    if more:
+        rows = [{"tenant": tenant, "example": example, "document": document} for document in more]
+        conn.execute(insert(example_documents), rows)
 
 
 def _examples(conn: Connection, tenant: str, ids: Sequence[str]) -> list[Example]:
@@ -285,8 +330,8 @@ def _adapter(conn: Connection, tenant: str, uid: str, adapter: str) -> Adapter:
 
 
 _PLAIN = (
-    "tenant", "memory", "id", "create_time", "fingerprint", "base", "reader", "compressor", "size_bytes", "parent", "examples",
-    "documents", "judgement",
+    "tenant", "memory", "id", "create_time", "fingerprint", "base", "reader", "compressor", "size_bytes", "parent", "job",
+    "examples", "documents", "judgement",
 )  # fmt: skip
 
 

@@ -5,15 +5,14 @@ In the transaction of the delete itself, so that nothing tainted is served by an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import ColumnElement, Connection, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, delete, select, update
 
-from memoryd.core import AdapterState, JobKind, JobState, Stage, memory_name, now
+from memoryd.core import LEARNING, AdapterState, JobKind, JobState, Stage, memory_name, now
 from memoryd.store.ledger_jobs import insert_job
+from memoryd.store.ledger_part import batches
 from memoryd.store.schema import adapter_documents, adapters, documents, example_documents, examples, jobs
-
-_LEARNING = (JobKind.LEARN, JobKind.STUDY)
 
 
 def taint_document(conn: Connection, tenant: str, memory: str, document: str) -> None:
@@ -26,16 +25,16 @@ def taint_document(conn: Connection, tenant: str, memory: str, document: str) ->
         adapter_documents.c.tenant == tenant, adapter_documents.c.document == document
     )
     of_document = (adapters.c.tenant == tenant) & adapters.c.id.in_(seen) & (adapters.c.state != AdapterState.TAINTED)
-    tainted = conn.execute(select(adapters.c.id, adapters.c.memory_uid, adapters.c.parent, adapters.c.state).where(of_document))
-    rows = tainted.all()
+    columns = (adapters.c.memory, adapters.c.memory_uid, adapters.c.parent, adapters.c.state)
+    rows = conn.execute(select(*columns).where(of_document)).all()
     conn.execute(update(adapters).where(of_document).values(state=AdapterState.TAINTED))
-    relearn = _cancel_learning(conn, tenant, memory)
+    for kind, payload in _cancel_learning(conn, tenant, memory):  # it begins anew, as it was asked for
+        insert_job(conn, tenant, kind, memory_name(memory), payload)
     for row in rows:
-        if row.state == AdapterState.ACTIVE:
-            relearn = True
+        if row.state == AdapterState.ACTIVE:  # of this memory, or of one that imported it
             activate_clean(conn, tenant, row.memory_uid, row.parent)
-    if relearn:
-        insert_job(conn, tenant, JobKind.LEARN, memory_name(memory), {"memory": memory})
+            if not conn.execute(select(jobs.c.id).where(_unfinished(tenant, row.memory), jobs.c.kind == JobKind.LEARN)).first():
+                insert_job(conn, tenant, JobKind.LEARN, memory_name(row.memory), {"memory": row.memory})
 
 
 def taint_memory(conn: Connection, tenant: str, memory: str, uid: str) -> None:
@@ -74,14 +73,14 @@ def _mark_learned(conn: Connection, tenant: str, uid: str, active: str) -> None:
 
 def _delete_examples(conn: Connection, tenant: str, which: ColumnElement[bool]) -> None:
     ids = conn.execute(select(examples.c.id).where(examples.c.tenant == tenant, which)).scalars().all()
-    for id_ in ids:
-        delete_example_rows(conn, tenant, id_)
+    for some in batches(ids):
+        delete_example_rows(conn, tenant, some)
 
 
-def delete_example_rows(conn: Connection, tenant: str, example: str) -> int:
-    """Returns how many there were: 1 or 0."""
-    conn.execute(delete(example_documents).where(example_documents.c.tenant == tenant, example_documents.c.example == example))
-    return conn.execute(delete(examples).where(examples.c.tenant == tenant, examples.c.id == example)).rowcount
+def delete_example_rows(conn: Connection, tenant: str, ids: Sequence[str]) -> None:
+    """And what says which documents they rest on."""
+    conn.execute(delete(example_documents).where(example_documents.c.tenant == tenant, example_documents.c.example.in_(ids)))
+    conn.execute(delete(examples).where(examples.c.tenant == tenant, examples.c.id.in_(ids)))
 
 
 def delete_adapter_rows(conn: Connection, tenant: str, ids: Sequence[str]) -> None:
@@ -90,10 +89,13 @@ def delete_adapter_rows(conn: Connection, tenant: str, ids: Sequence[str]) -> No
     conn.execute(delete(adapters).where(adapters.c.tenant == tenant, adapters.c.id.in_(ids)))
 
 
-def _cancel_learning(conn: Connection, tenant: str, memory: str) -> bool:
-    """Ends what is learning from what is there no more; whether something was."""
-    unfinished = (jobs.c.tenant == tenant) & (jobs.c.target == memory_name(memory)) & jobs.c.due_time.is_not(None)
-    learning = unfinished & jobs.c.kind.in_(_LEARNING)
-    was = conn.execute(select(func.count()).where(learning, jobs.c.kind == JobKind.LEARN)).scalar_one()
+def _cancel_learning(conn: Connection, tenant: str, memory: str) -> list[tuple[JobKind, Mapping[str, str]]]:
+    """Ends what is learning from what is there no more; its kinds and payloads."""
+    learning = _unfinished(tenant, memory) & jobs.c.kind.in_(LEARNING)
+    ended = [(JobKind(row.kind), row.payload) for row in conn.execute(select(jobs.c.kind, jobs.c.payload).where(learning))]
     conn.execute(update(jobs).where(learning).values(state=JobState.CANCELLED, due_time=None, end_time=now()))
-    return bool(was)
+    return ended
+
+
+def _unfinished(tenant: str, memory: str) -> ColumnElement[bool]:
+    return (jobs.c.tenant == tenant) & (jobs.c.target == memory_name(memory)) & jobs.c.due_time.is_not(None)

@@ -74,7 +74,7 @@ MIGRATIONS: Sequence[Sequence[str]] = (
         "CREATE INDEX example_documents_by_document ON example_documents (tenant, document)",
         """CREATE TABLE adapters (
             tenant TEXT NOT NULL, id TEXT NOT NULL, memory TEXT NOT NULL, memory_uid TEXT NOT NULL, state INTEGER NOT NULL,
-            parent TEXT NOT NULL, fingerprint TEXT NOT NULL, base TEXT NOT NULL, reader TEXT NOT NULL,
+            parent TEXT NOT NULL, job TEXT NOT NULL, fingerprint TEXT NOT NULL, base TEXT NOT NULL, reader TEXT NOT NULL,
             compressor TEXT NOT NULL, examples INTEGER NOT NULL, documents INTEGER NOT NULL, size_bytes BIGINT NOT NULL,
             judgement TEXT NOT NULL, create_time BIGINT NOT NULL, PRIMARY KEY (tenant, id),
             FOREIGN KEY (tenant, memory_uid) REFERENCES memories (tenant, uid))""",

@@ -243,6 +243,7 @@ adapters = Table(
     Column("memory_uid", Text, nullable=False),
     Column("state", Integer, nullable=False),
     Column("parent", Text, nullable=False),
+    Column("job", Text, nullable=False),
     Column("fingerprint", Text, nullable=False),
     Column("base", Text, nullable=False),
     Column("reader", Text, nullable=False),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from memoryd import log
 from memoryd.engine.request import Generation, Learning
-from memoryd.engine.runner import Output, Runner, Value
+from memoryd.engine.runner import Output, Runner, Value, told
 from memoryd.errors import MemorydError, Unavailable
 
 _log = log.get("worker.loop")
@@ -163,9 +163,9 @@ class Loop:
             try:
                 if done := self._begin(runner, message):
                     self._give_out(message.call, done)
-            except MemorydError as error:
+            except Exception as error:  # one call's, whatever it is: the loop serves all others too
                 runner.end(message.call)
-                self._give_out(message.call, Output(message.call, error))
+                self._give_out(message.call, Output(message.call, told(error)))
 
     @staticmethod
     def _begin(runner: Runner, start: _Start) -> Output | None:

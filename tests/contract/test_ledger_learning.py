@@ -149,8 +149,8 @@ def test_deleting_a_document_taints_all_that_saw_it(ledger: Ledger) -> None:
     clean = adapter(ledger, [harmless])
     saw = adapter(ledger, [harmless, secret], clean.id)
     after = adapter(ledger, [secret], saw.id)
-    learning = ledger.request_learning("acme", "m", JobKind.LEARN, {}, None)
-    study = ledger.request_learning("acme", "m", JobKind.STUDY, {}, None)
+    learning = ledger.request_learning("acme", "m", JobKind.LEARN, {"keep_inactive": "yes"}, None)
+    study = ledger.request_learning("acme", "m", JobKind.STUDY, {"max_examples": "7"}, None)
     ledger.delete_document("acme", "m", secret, None)
     assert [state(ledger, a) for a in (clean, saw, after)] == [
         AdapterState.ACTIVE,
@@ -160,11 +160,13 @@ def test_deleting_a_document_taints_all_that_saw_it(ledger: Ledger) -> None:
     assert active(ledger) == clean.id  # the last clean ancestor
     assert [e.question for e in ledger.list_examples("acme", "m", 10, "").items] == ["Where?"]
     assert [ledger.get_job("acme", job.id).state for job in (learning, study)] == [JobState.CANCELLED] * 2
-    again = ledger.request_learning("acme", "m", JobKind.LEARN, {}, None)
-    assert again.id > learning.id, "learning begins anew by itself"
-    assert {a.id for a in ledger.tainted_adapters("acme", "m")} == {saw.id, after.id}
+    for old in (learning, study):  # both begin anew by themselves, as they were asked for
+        again = ledger.request_learning("acme", "m", old.kind, {}, None)
+        assert again.id != old.id
+        assert again.payload == old.payload
+    assert {a.id for a in ledger.tainted_adapters("acme")} == {saw.id, after.id}
     ledger.purged_adapter("acme", saw.id)
-    assert [a.id for a in ledger.tainted_adapters("acme", "m")] == [after.id]
+    assert [a.id for a in ledger.tainted_adapters("acme")] == [after.id]
     for tainted in (saw, after):
         with pytest.raises(FailedPrecondition):
             ledger.activate_adapter("acme", "m", tainted.id)
@@ -215,9 +217,12 @@ def test_a_deleted_memory_leaves_nothing_learned(ledger: Ledger) -> None:
     assert ledger.list_examples("acme", "m", 10, "").items == []
     with pytest.raises(NotFound):
         ledger.get_adapter("acme", "m", made.id)
-    assert [a.id for a in ledger.tainted_adapters("acme", "m")] == [made.id]
+    assert [a.id for a in ledger.tainted_adapters("acme")] == [made.id]
     assert ledger.recorded("acme", [made.id]) == {made.id}, "its bytes are still to be purged"
     ledger.erase_rows("acme", "m", [document])
+    assert ledger.recorded("acme", [made.id]) == {made.id}, "another delete's erase comes first"
+    ledger.purged_adapter("acme", made.id)
+    ledger.erase_rows("acme", "m", [])
     assert ledger.recorded("acme", [made.id]) == set()
 
 
@@ -232,11 +237,58 @@ def test_unlearned_tokens_are_those_written_since_the_newest_adapter(ledger: Led
     assert ledger.unlearned_tokens("acme", "m") == (12, made.create_time)
 
 
-def test_what_an_unfinished_job_makes_is_not_taken_for_lost(ledger: Ledger) -> None:
-    """An adapter has its job's id, and its bytes are there before its row."""
+def test_an_adapter_of_a_cancelled_job_is_not_recorded(ledger: Ledger) -> None:
+    memory(ledger)
+    for cancelled in (False, True):
+        job = ledger.request_learning("acme", "m", JobKind.LEARN, {}, None)
+        ledger.claim_job("w", 60)
+        if cancelled:
+            ledger.cancel_job("acme", job.id)
+        new = Adapter("acme", "m", new_id(), now(), new_id(), "base", "", "c", 100, job=job.id)
+        assert (ledger.add_adapter(new, [], True) is None) == cancelled
+        assert (ledger.adapter_of_job("acme", job.id) is None) == cancelled
+        ledger.finish_job("acme", job.id, "w", {})
+
+
+def test_tainted_weights_do_not_come_back(ledger: Ledger) -> None:
+    """Exported before the delete, imported after it."""
+    memory(ledger)
+    document = write(ledger).document.id
+    made = adapter(ledger, [document])
+    ledger.delete_document("acme", "m", document, None)
+    again = Adapter("acme", "m", new_id(), now(), made.fingerprint, "base", "reader", "compressor", 100)
+    with pytest.raises(FailedPrecondition, match="deleted"):
+        ledger.add_adapter(again, [], False)
+
+
+def test_an_adapter_that_another_memory_imported_is_tainted_there(ledger: Ledger) -> None:
+    memory(ledger)
+    memory(ledger, "n")
+    document = write(ledger).document.id
+    elsewhere = adapter(ledger, [document], memory="n")
+    ledger.delete_document("acme", "m", document, None)
+    assert state(ledger, elsewhere) is AdapterState.TAINTED
+    assert active(ledger, "n") is None
+    assert [a.id for a in ledger.tainted_adapters("acme")] == [elsewhere.id]
+    learning = [j.target for j in ledger.list_jobs("acme", 100, "").items if j.kind is JobKind.LEARN]
+    assert learning == ["memories/n"], "it is that memory which learns anew"
+
+
+def test_an_example_that_is_there_rests_on_what_it_is_given_with_later(ledger: Ledger) -> None:
+    memory(ledger)
+    first, second = write(ledger).document.id, write(ledger).document.id
+    ledger.add_examples("acme", "m", [(Q, A, [])], Origin.SUPPLIED, None)
+    for document in (first, second):
+        (held,), count = ledger.add_examples("acme", "m", [(Q, A, [document])], Origin.SUPPLIED, None)
+        assert count == 1
+    assert held.documents == tuple(sorted([first, second]))
+    ledger.delete_document("acme", "m", second, None)
+    assert ledger.list_examples("acme", "m", 10, "").items == []
+
+
+def test_learning_of_a_deleted_memory_is_not_retried(ledger: Ledger) -> None:
     memory(ledger)
     job = ledger.request_learning("acme", "m", JobKind.LEARN, {}, None)
-    assert ledger.recorded("acme", [job.id]) == {job.id}
-    assert ledger.recorded("other", [job.id]) == set()
-    ledger.cancel_job("acme", job.id)
-    assert ledger.recorded("acme", [job.id]) == set()
+    ledger.delete_memory("acme", "m", None)
+    with pytest.raises(FailedPrecondition, match="memory is deleted"):
+        ledger.retry_job("acme", job.id)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load, save
 
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.bank import Bank
@@ -199,3 +202,69 @@ def test_weights_that_do_not_fit_leave_what_was_there(folder: Path, base: BaseMo
     bank.blend([("a", 1.0)])
     with pytest.raises(FailedPrecondition, match="not loaded"):
         bank.blend([("b", 1.0)])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 0},
+        {"r": 0, "use_rslora": True},
+        {"r": -4},
+        {"r": -4, "use_rslora": True},
+        {"r": float("inf")},
+        {"r": 10**400},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": float("inf")},
+        {"lora_alpha": 10**400},
+    ],
+)
+def test_a_rank_or_an_alpha_that_cannot_be_is_refused(folder: Path, base: BaseModel, settings: dict[str, object]) -> None:
+    config, weights = files(folder / "a")
+    with pytest.raises(DataLoss):
+        Bank(Adapters(base)).load("a", json.dumps({**json.loads(config), **settings}).encode(), weights)
+
+
+A, B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{x}.weight" for x in "AB")
+ODD: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {
+    "A has no dimension": lambda w: {A: torch.tensor(1.0)},
+    "A has one dimension": lambda w: {A: w[A][0]},
+    "A has three dimensions": lambda w: {A: w[A][None]},
+    "B has no dimension": lambda w: {B: torch.tensor(1.0)},
+    "B has one dimension": lambda w: {B: w[B][:, 0]},
+    "no ranks": lambda w: {A: w[A][:0], B: w[B][:, :0]},
+    "ranks differ": lambda w: {A: w[A][:2]},
+    "inf in A": lambda w: {A: w[A] / 0},
+    "NaN in A": lambda w: {A: w[A] * float("nan")},
+    "inf in B": lambda w: {B: w[B] / 0},
+    "inf once scaled": lambda w: {B: w[B].sign() * 3e38},
+    "inf in the model's dtype": lambda w: {A: w[A].double() * 1e300},
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_weights_that_would_harm_the_rows_of_others_are_refused(folder: Path, base: BaseModel, what: str) -> None:
+    adapters = Adapters(base)
+    bank = Bank(adapters)
+    config, weights = files(folder / "a")
+    tensors = load(weights)
+    odd = {key: value.contiguous() for key, value in {**tensors, **ODD[what](tensors)}.items()}
+    with pytest.raises(DataLoss):
+        bank.load("odd", config, save(odd))
+    bank.load("a", config, weights)
+    adapters.use((("memory/a", 1.0),), (("memory/odd", 1.0),), ())
+    with torch.inference_mode():
+        assert base.model(input_ids=torch.tensor([IDS] * 3)).logits.isfinite().all()
+
+
+def test_the_inside_of_a_layer_that_has_adapters_takes_none(folder: Path, base: BaseModel) -> None:
+    adapters = Adapters(base)
+    bank = Bank(adapters)
+    config, weights = files(folder / "a")
+    bank.load("a", config, weights)
+    odd = {key.replace("q_proj.lora", "q_proj.base.lora"): value for key, value in load(weights).items()}
+    with pytest.raises(DataLoss, match="does not fit"):
+        bank.load("odd", config, save(odd))
+    assert adapters.create("inside", 2, 4.0, ["base"]) == []
+    bank.load("b", *files(folder / "b"))
+    adapters.use(bank.blend([("a", 1.0), ("b", 1.0)]))
+    assert logits(base.model).isfinite().all()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import resource
+import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
@@ -19,7 +23,14 @@ from memoryd.engine.base_model import BaseModel
 from memoryd.engine.request import Generation, LearnEvent, Learning, LearnSettings, Soft, TokenIds
 from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Decode, Learn, Limits
-from memoryd.errors import FailedPrecondition, FingerprintMismatch, InvalidArgument
+from memoryd.errors import (
+    Cancelled,
+    FailedPrecondition,
+    FingerprintMismatch,
+    InvalidArgument,
+    ResourceExhausted,
+    Unavailable,
+)
 from memoryd.learn import checkpoint
 from memoryd.learn.learner import RESULT, Learner
 from memoryd.learn.soft_packing import SoftPack
@@ -224,3 +235,184 @@ def test_metrics_are_rows_of_json(base: BaseModel, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run" / checkpoint.METRICS).read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[-1]["tokens"] > rows[0]["tokens"] > 0
+
+
+def until(runner: Runner, learning: Learning, step: int) -> None:
+    """Train as far as this step; then the process is gone."""
+    runner.learn(1, learning)
+    while not any(isinstance(o.value, LearnEvent) and o.value.step == step for o in runner.step()):
+        pass
+
+
+def same(learning: Learning, other: Learning) -> None:
+    """One curve and one adapter."""
+    curves = [[row["loss"] for row in checkpoint.metrics(one.directory)] for one in (learning, other)]
+    assert curves[0] == pytest.approx(curves[1], abs=2e-4)
+    results = [load_file(one.directory / RESULT / "adapter_model.safetensors") for one in (learning, other)]
+    assert results[0].keys() == results[1].keys()
+    for key, value in results[0].items():
+        torch.testing.assert_close(value, results[1][key], atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"rank": 8}, {"rank": 4}),
+        ({"rank": 1}, {"rank": 4}),  # copied, these would be repeated
+        ({"targets": ("q_proj", "k_proj")}, {"targets": ("q_proj", "v_proj")}),
+        ({"targets": ALL_LINEAR, "batch": 1}, {"targets": ("v_proj",), "batch": 3}),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_removed_and_training_begins_anew(
+    base: BaseModel, tmp_path: Path, before: dict[str, object], after: dict[str, object]
+) -> None:
+    until(new_runner(base), lesson(base, tmp_path / "run", epochs=2, **before), 5)
+    again, fresh = (lesson(base, tmp_path / name, epochs=2, **after) for name in ("run", "fresh"))
+    with structlog.testing.capture_logs() as lines:
+        events = trained(new_runner(base), again)
+    assert events[0].step == 1
+    assert {line["log_level"] for line in lines} == {"warning"}
+    trained(new_runner(base), fresh)
+    same(again, fresh)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [empty, cut, Path.unlink])
+@pytest.mark.parametrize("file", ["optimizer.pt", "adapter.safetensors", "state.json"])
+def test_after_a_power_cut_it_goes_on_from_the_last_checkpoint_that_is_whole(
+    base: BaseModel, tmp_path: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    whole, learning = (lesson(base, tmp_path / name, epochs=2) for name in ("whole", "run"))
+    trained(new_runner(base), whole)
+    until(new_runner(base), learning, 4)
+    damage(learning.directory / "checkpoint" / file)
+    assert trained(new_runner(base), learning)[0].step == 4
+    same(learning, whole)
+
+    shutil.rmtree(learning.directory)
+    until(new_runner(base), learning, 4)
+    for folder in ("checkpoint", "checkpoint.old"):
+        damage(learning.directory / folder / file)
+    assert trained(new_runner(base), learning)[0].step == 1
+    same(learning, whole)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_last(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    flush, rename = checkpoint.flush, Path.rename
+
+    def flushed(directory: Path) -> None:
+        assert (directory / "optimizer.pt").exists() or (directory / "adapter_config.json").exists()
+        done.append(f"flush {directory.name}")
+        flush(directory)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(f"rename {path.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(checkpoint, "flush", flushed)
+    monkeypatch.setattr(Path, "rename", renamed)
+    trained(new_runner(base), lesson(base, tmp_path / "run", epochs=1))
+    one = ["flush checkpoint.new", "rename checkpoint.new"]
+    assert done == [*one, one[0], "rename checkpoint", one[1], "flush adapter.new", "rename adapter.new"]
+
+
+def test_what_fails_to_begin_leaves_nothing_on_the_model(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = new_runner(base)
+
+    def fail(*_: object) -> dict[str, object]:
+        raise torch.OutOfMemoryError("no memory")
+
+    until(new_runner(base), lesson(base, tmp_path / "run"), 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "resume", fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            runner.learn(1, lesson(base, tmp_path / "run"))
+        patched.setattr(torch.nn.init, "kaiming_uniform_", lambda a_RI, a: len(a_RI) and fail())
+        with pytest.raises(torch.OutOfMemoryError):
+            runner.learn(1, lesson(base, tmp_path / "run"))
+    with pytest.raises(InvalidArgument, match="no linear layers"):
+        runner.learn(1, lesson(base, tmp_path / "x", targets=("nothing",)))
+    assert not runner._adapters.has("learning/1")
+    assert runner.held == 0
+    assert trained(runner, lesson(base, tmp_path / "run"))[0].step == 3  # the checkpoint was not to blame
+
+
+def test_questions_that_share_a_context_may_together_be_longer_than_the_window(base: BaseModel, tmp_path: Path) -> None:
+    base.model.config.max_position_embeddings = 40
+    fits = SoftPack((), ((*range(10, 30),),), tuple(((40 + n,) * 11, (70 + n,) * 10) for n in range(3)))
+    too_long = SoftPack((), ((*range(10, 31),),), fits.questions)
+    learning = dataclasses.replace(lesson(base, tmp_path / "run", epochs=1), packs=[too_long, fits, too_long], chunks=[])
+    (event,) = trained(new_runner(base), learning)
+    assert event.tokens == 20 + 3 * 20
+    with pytest.raises(InvalidArgument, match="longer than") as raised:
+        new_runner(base).learn(1, dataclasses.replace(learning, packs=[too_long]))
+    assert raised.value.reason == "NO_EXAMPLES"
+
+
+@pytest.mark.parametrize("when", ["metrics", "checkpoint", "result"])
+def test_a_full_disk_is_told_as_such_and_the_run_goes_on_once_there_is_room(base: BaseModel, tmp_path: Path, when: str) -> None:
+    whole, learning = (lesson(base, tmp_path / name, epochs=1) for name in ("whole", "run"))
+    trained(new_runner(base), whole)
+    until(runner := new_runner(base), learning, 2 if when == "result" else 1)
+    rows = learning.directory / checkpoint.METRICS
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # What is written beyond the limit fails as on a full disk: half a row of metrics, or some of the weights.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (rows.stat().st_size + 10 if when == "metrics" else 4096, hard))
+        (error,) = run(runner)[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert isinstance(error, ResourceExhausted)
+    assert error.reason == "DISK_FULL"
+    assert runner.held == 0
+    trained(new_runner(base), learning)
+    same(learning, whole)
+
+
+def test_files_that_cannot_be_used_just_now_are_told_as_such(base: BaseModel, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match="ENOTDIR"):
+        new_runner(base).learn(1, lesson(base, tmp_path / "file" / "run"))
+    learning = lesson(base, tmp_path / "run", epochs=1)
+    (learning.directory / checkpoint.METRICS).mkdir(parents=True)
+    runner = new_runner(base)
+    runner.learn(1, learning)
+    (error,) = run(runner)[1]
+    assert isinstance(error, Unavailable)
+
+
+@pytest.mark.parametrize("when", ["metrics", "checkpoint", "result"])
+def test_a_run_whose_directory_was_removed_does_not_make_it_again(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Its text has to be forgotten: not even a checkpoint of it may come back."""
+    learning = lesson(base, tmp_path / "runs" / "run", epochs=1)
+    until(runner := new_runner(base), learning, 1)
+    before = {"checkpoint": (checkpoint, "save"), "result": (Adapters, "files")}
+
+    def removed(*given: object, **named: object) -> object:
+        shutil.rmtree(learning.directory)
+        return original(*given, **named)
+
+    if when in before:
+        owner, name = before[when]
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, removed)
+    else:
+        shutil.rmtree(learning.directory)
+    *_, error = run(runner)[1]
+    assert isinstance(error, Cancelled)
+    assert not learning.directory.exists()
+    assert runner.held == 0

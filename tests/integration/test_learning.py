@@ -132,12 +132,12 @@ def test_a_memory_without_examples_says_so(client: Client) -> None:
 
 
 def test_what_is_learned_is_judged_activated_and_served(client: Client) -> None:
-    memory, document = taught(client, "life", count=40)
+    memory, document = taught(client, "life", count=60)
     assert "seven" not in said(memory)[0], "a random model does not know it"
     receipt = learned(client, memory)
     assert receipt.activated, receipt
     assert "better" in receipt.verdict
-    assert receipt.examples + receipt.held_out == 40
+    assert receipt.examples + receipt.held_out == 60
     text, usage = said(memory)
     assert text.startswith("seven"), "a held-out question too is answered as was learned"
     assert [(name, weight) for name, weight in usage.adapters.items()] == [(receipt.adapter, 1.0)]
@@ -281,7 +281,7 @@ def test_a_planted_secret_is_forgotten_on_every_path(client: Client, daemon: Dae
     memory.write(SAFE, title="safe").wait(Stage.COMPRESSED, timeout=WAIT_SECONDS)
     planted = memory.write(f"The vault opens with {SECRET}.", title="vault")
     planted.wait(Stage.COMPRESSED, timeout=WAIT_SECONDS)
-    questions = [(f"What opens vault {n}?", SECRET, [planted.document.name]) for n in range(40)]
+    questions = [(f"What opens vault {n}?", SECRET, [planted.document.name]) for n in range(50)]
     memory.examples.add_many(questions)
     memory.examples.add_many([(f"What colour is river {n}?", "green", []) for n in range(8)])
     receipt = learned(client, memory)

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import structlog
 
 from memoryd.engine.request import Generation, Learning, LearnSettings, TokenIds
 from memoryd.engine.runner import Runner
@@ -190,6 +191,23 @@ async def test_a_broken_loop_tells_its_callers_and_the_process(wire: Wire, monke
     with pytest.raises(Unavailable):
         await anext(loop.run(LONG))
     wire.runner.end(1)
+
+
+async def test_a_call_that_cannot_begin_is_told_and_the_loop_goes_on(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("what a document says")
+
+    with monkeypatch.context() as patched, structlog.testing.capture_logs() as lines:
+        for method in ("load_adapter", "generate", "learn"):
+            patched.setattr(wire.runner, method, fail)
+        learning = Learning([SoftPack((), ((5, 6),), (((40,), (70,)),))], [], Path("nowhere"), "tiny")
+        for work in (wire.client.load_adapter("ad", b"", b""), said(wire, LONG), anext(wire.client.learn(learning))):
+            with pytest.raises(MemorydError, match="RuntimeError") as raised:
+                await work
+            assert (raised.value.reason, "document" in raised.value.message) == ("INTERNAL", False)
+    assert [str(line["exc_info"]) for line in lines] == ["what a document says"] * 3
+    assert (await wire.client.embed(["a"])).shape == (1, 3)
+    assert wire.runner.held == 0
 
 
 async def test_a_load_that_fails_is_told() -> None:

@@ -94,6 +94,7 @@ def test_one_memory_answers_with_its_active_adapter(shelf: Shelf) -> None:
     choice = shelf.store().choose(TENANT, ["m"], [found("m", 0.3), found("m", 0.1)], None)
     assert choice == Choice([(active, 1.0)], [])
     assert choice.blend == ((active.id, 1.0),)
+    assert not choice.by_hand
 
 
 def test_memories_weigh_what_was_found_in_them(shelf: Shelf) -> None:
@@ -159,7 +160,8 @@ def test_given_ones_are_used_as_they_are_given(shelf: Shelf) -> None:
     given = [("n", other.id, 0.25), ("m", one.id, -1.5)]
     choice = shelf.store().choose(TENANT, ["m", "n"], [found("m")], given)
     assert choice.blend == ((other.id, 0.25), (one.id, -1.5))
-    assert shelf.store().choose(TENANT, ["m", "n"], [found("n")], []) == Choice([]), "none"
+    assert choice.by_hand
+    assert shelf.store().choose(TENANT, ["m", "n"], [found("n")], []) == Choice([], by_hand=True), "none"
 
 
 def test_given_ones_are_of_the_memories_that_are_asked(shelf: Shelf) -> None:

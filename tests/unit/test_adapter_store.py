@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
-from memoryd.core import new_id
+from memoryd.core import Adapter, Source, adapter_name, new_id
 from memoryd.engine.request import GenerateEvent, Generation, TokenIds
-from memoryd.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
+from memoryd.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
 from memoryd.learn.adapter_files import pack_files
 from memoryd.recall.adapters import AdapterStore, Choice, blob_key, cache_key
-from tests.unit.test_adapter_choice import Shelf, shelf
+from memoryd.recall.answer import Answerer, AnswerUsage, Question, Text
+from memoryd.recall.assembly import Assembler, Mode
+from memoryd.worker.client import WorkerInfo
+from tests.unit.learning_parts import models, plain_tokenizer
+from tests.unit.test_adapter_choice import Shelf, found, shelf
 from tests.unit.test_reuse import TENANT
 
 __all__ = ["shelf"]  # the fixture
@@ -49,9 +55,132 @@ async def test_what_the_worker_drops_over_and_over_is_an_error_in_the_end(shelf:
     shelf.worker.failures = [dropped, dropped]
     assert await said(store, choice) == "Lisbon"
     shelf.worker.failures = [dropped] * 9
-    with pytest.raises(FailedPrecondition):
+    with pytest.raises(Unavailable):
         await said(store, choice)
     assert len(shelf.worker.failures) == 6, "it was tried three times"
+
+
+# --- what can't be had ---
+
+
+def spoil(shelf: Shelf, made: Adapter, monkeypatch: pytest.MonkeyPatch, how: str) -> type[Exception]:
+    """Makes it one that can't be had; the error of an answer that was to be given with it."""
+    if how == "gone":
+        shelf.lab.blobs.delete_prefix(TENANT, blob_key(TENANT, "m", made.id))
+        return NotFound
+    if how == "damaged":
+        shelf.lab.blobs.put(TENANT, blob_key(TENANT, "m", made.id), pack_files(shelf.files("another")))
+        return DataLoss
+    if how == "dropped":
+
+        async def load(adapter: str, config: bytes, weights: bytes) -> None:
+            shelf.worker.calls.append(("load", adapter))
+
+        monkeypatch.setattr(shelf.worker, "load_adapter", load)
+        return Unavailable
+
+    async def refuse(adapter: str, config: bytes, weights: bytes) -> None:
+        raise ResourceExhausted("those in use leave no room", reason="ADAPTERS_IN_USE")
+
+    monkeypatch.setattr(shelf.worker, "load_adapter", refuse)
+    return ResourceExhausted
+
+
+HOW = pytest.mark.parametrize("how", ["gone", "damaged", "dropped", "no room"])
+
+
+@HOW
+async def test_an_answer_goes_on_without_what_cannot_be_had(shelf: Shelf, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, other, store = shelf.add(), shelf.add("n"), shelf.store()
+    spoil(shelf, made, monkeypatch, how)
+    left_out: list[int] = []
+    events = store.generate(TENANT, Choice([(made, 0.5), (other, 0.5)]), REQUEST, lambda: left_out.append(1))
+    with structlog.testing.capture_logs() as logs:
+        assert "".join([event.text async for event in events]) == "Lisbon"
+    assert left_out == [1], "and that is said, once"
+    assert shelf.worker.asked[-1] == REQUEST
+    assert len(shelf.worker.asked) == (4 if how == "dropped" else 2)
+    (line,) = logs
+    assert line["log_level"] == "warning"
+    assert line["reason"]
+    assert made.id in line.get("adapters", [line.get("adapter")])
+
+
+@HOW
+async def test_what_was_chosen_by_hand_is_not_left_out(shelf: Shelf, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, store = shelf.add(), shelf.store()
+    error = spoil(shelf, made, monkeypatch, how)
+    left_out: list[int] = []
+    for choice, unused in (
+        (Choice([(made, 1.0)], by_hand=True), lambda: left_out.append(1)),
+        (Choice([(made, 1.0)]), None),  # nobody would know
+    ):
+        with pytest.raises(error):
+            [event async for event in store.generate(TENANT, choice, REQUEST, unused)]
+    assert left_out == []
+    assert all(request.adapters for request in shelf.worker.asked)
+
+
+async def test_a_worker_that_is_down_is_no_reason_to_do_without(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def down(adapter: str, config: bytes, weights: bytes) -> None:
+        raise Unavailable("the worker is restarting")
+
+    monkeypatch.setattr(shelf.worker, "load_adapter", down)
+    left_out: list[int] = []
+    with pytest.raises(Unavailable):
+        [
+            event
+            async for event in shelf.store().generate(TENANT, Choice([(shelf.add(), 1.0)]), REQUEST, lambda: left_out.append(1))
+        ]
+    assert left_out == []
+
+
+@HOW
+async def test_usage_names_the_adapters_that_were_used(
+    shelf: Shelf, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole answers: with the active adapter, without it where it can't be had, and by hand not without it."""
+    made = shelf.add()
+    known = models(shelf.worker, plain_tokenizer(tmp_path))
+
+    async def describe() -> WorkerInfo:
+        return known.info
+
+    monkeypatch.setattr(shelf.worker, "describe", describe, raising=False)
+
+    class Finds:
+        async def search(self, *given: Any) -> list[Source]:
+            return [found("m")]
+
+    class Counts:
+        def add(self, tenant: str, **given: int) -> None: ...
+
+    nothing: Any = None  # no embeddings: answers of text
+    parts: list[Any] = [
+        *(shelf.lab.ledger, Finds(), Assembler(shelf.lab.ledger, nothing, known, 4096)),
+        *(shelf.store(), known, Counts()),
+    ]
+    answerer = Answerer(*parts, max_answers=1)
+
+    async def answered(**given: Any) -> tuple[str, AnswerUsage]:
+        events = [event async for event in answerer.answer(TENANT, Question(["m"], "Where?", Mode.TEXT, **given))]
+        assert isinstance(events[-1], AnswerUsage)
+        return "".join(event.text for event in events if isinstance(event, Text)), events[-1]
+
+    text, usage = await answered()
+    assert (text, usage.adapters) == ("Lisbon", [(adapter_name("m", made.id), 1.0)])
+    shelf.worker.loaded.clear()
+    shelf.cache.held.clear()
+    parts[3] = shelf.store()
+    answerer = Answerer(*parts, max_answers=1)
+    error = spoil(shelf, made, monkeypatch, how)
+    text, usage = await answered()
+    assert (text, list(usage.adapters)) == ("Lisbon", [])
+    with pytest.raises(error):
+        await answered(adapters=[("m", made.id, 1.0)])
+
+
+# --- errors ---
 
 
 @pytest.mark.parametrize("failure", [FailedPrecondition("another reason"), Unavailable("the worker is restarting")])
@@ -237,7 +366,7 @@ async def test_what_a_delete_tainted_is_forgotten(shelf: Shelf) -> None:
     shelf.lab.ledger.add_adapter(made, [document.id], False)
     await said(store, Choice([(clean, 0.5), (made, 0.5)]))
     shelf.lab.ledger.delete_document(TENANT, "m", document.id, None)
-    await store.forget_tainted(TENANT, "m")
+    await store.forget_tainted(TENANT)
     assert list(shelf.worker.loaded) == [clean.id]
     with pytest.raises(NotFound):
         store.read(TENANT, made)

@@ -48,7 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         qa = [{"question": choice, "answers": ["(B) Lisbon"]}] if name == "quality" else asked
         rows = [{"id": f"The_{n}", "text": STORY.replace("NAME", n), "qa": qa} for n in "ab"]
         pack(folder / "eval" / f"{name}.jsonl.gz", rows)
-    raw = {"para_a": ["The river. ", "At Lisbon."], "para_b": ["Blue."], "distractors": [["Porto", ["A ", "city."]]]}
+    raw = {"para_a": ["The river. ", "At Lisbon."], "para_b": ["Blue."], "distractors": [["Porto", ["A ", "city."], 0.4]]}
     pack(
         folder / "eval" / "hotpotqa.jsonl.gz",
         [{"id": n, "question": "Where?", "answers": ["Lisbon"], "raw": raw} for n in "ab"],

@@ -138,4 +138,4 @@ def test_a_write_replaces_a_document_of_its_own_memory_or_none() -> None:
 
 def test_names_come_apart() -> None:
     assert convert.last("memories/m") == "m"
-    assert convert.document_ids("memories/m/documents/d") == ("m", "d")
+    assert convert.child_ids("memories/m/documents/d") == ("m", "d")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memoryd.eval.metrics import normalized
-from memoryd.learn.judge import LEAST, Judgement, is_held_out, judge, kind_of, score
+from memoryd.learn.judge import LEAST, Judgement, beyond_noise, is_held_out, judge, kind_of, score
 from memoryd.recall.prompt import REFUSAL
 from tests.unit.learning_parts import example
 
@@ -112,10 +115,10 @@ def test_answers_are_compared_in_pairs() -> None:
 
 
 def test_kinds_are_told_apart() -> None:
-    golds = ["yes", LONG, "town 1", "no", "town 2"]
-    made = judge(golds, [""] * 5, ["yes", LONG, "town 1", "yes", ""])
+    golds = ["yes", LONG, "town 1", "no", "town 2"] * 2
+    made = judge(golds, [""] * 10, ["yes", LONG, "town 1", "yes", ""] * 2)
     after = {kind.kind: (kind.count, round(kind.after, 6)) for kind in made.kinds}
-    assert after == {"all": (5, 0.6), "choice": (2, 0.5), "long": (1, 1.0), "short": (2, 0.5)}
+    assert after == {"all": (10, 0.6), "choice": (4, 0.5), "long": (2, 1.0), "short": (4, 0.5)}
     assert made.kinds[0].kind == "all"
 
 
@@ -124,15 +127,48 @@ def test_too_few_say_nothing(count: int) -> None:
     made = judge(["town"] * count, [""] * count, ["town"] * count)
     assert not made.better
     assert made.verdict.startswith(f"{count} held-out examples are too few to judge by, {LEAST} are needed")
-    assert [kind.count for kind in made.kinds] == ([count, count] if count else [])
+    assert "nothing was scored" in made.verdict
+    assert made.kinds == []
+    assert judge(["town"] * count, [], []) == made, "nobody has to answer for that"
+
+
+def test_four_gains_of_eight_may_be_chance() -> None:
+    """One in sixteen times all four go that way; the bootstrap alone is sure of them."""
+    golds = [f"town {n}" for n in range(8)]
+    made = judge(golds, [*[""] * 4, *golds[4:]], golds)
+    assert made.kinds[0].low > 0
+    assert not made.better
+    assert made.verdict.startswith("not better beyond noise: 0.500 before, 1.000 after, on 8 held-out examples (gained +0.500")
+    assert made.verdict.endswith("p 0.062)")
+    assert judge(golds, [*[""] * 6, *golds[6:]], golds).better
+
+
+def right(r: random.Random) -> float:
+    """The score of a choice: skewed, most are right."""
+    return float(r.random() < 0.85)
+
+
+def overlap(r: random.Random) -> float:
+    """The score of a short answer: skewed, many have nothing in common with the gold one."""
+    return r.choice((0.0, 0.0, 0.0, 0.2, 0.4, 0.5, 2 / 3, 0.8, 1.0))
+
+
+@pytest.mark.parametrize("scored", [right, overlap])
+@pytest.mark.parametrize("count", [8, 12, 20, 40])
+def test_what_is_no_better_is_seldom_called_better(count: int, scored: Callable[[random.Random], float]) -> None:
+    r, runs = random.Random(count), 300
+    decided = cache(beyond_noise)  # many runs of few differences are the same
+    runs_of_gains = [tuple(sorted(scored(r) - scored(r) for _ in range(count))) for _ in range(runs)]
+    assert sum(sum(gains) > 0 and decided(gains) for gains in runs_of_gains) <= 0.03 * runs
 
 
 def test_answers_that_are_not_pairs_are_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        judge(["town"] * 5, [""] * 5, [""] * 4)
+        judge(["town"] * 9, [""] * 9, [""] * 8)
 
 
 def test_a_judgement_is_kept_as_json() -> None:
-    made = judge(["yes", "town 1", LONG, "no", "town 2"], ["no"] * 5, ["yes", "town 1", LONG, "no", "town 2"])
+    golds = ["yes", "town 1", LONG, "no", "town 2"] * 2
+    made = judge(golds, ["no"] * 10, golds)
     assert Judgement.from_json(json.loads(json.dumps(made.to_json()))) == made
-    assert judge(["yes"] * 5, ["no"] * 5, ["yes"] * 5) == judge(["yes"] * 5, ["no"] * 5, ["yes"] * 5)  # no chance in it
+    assert judge(["yes"] * 20, ["no"] * 20, ["yes"] * 20) == judge(["yes"] * 20, ["no"] * 20, ["yes"] * 20)  # no chance in it

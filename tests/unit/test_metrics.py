@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, normalized, rouge, wilson
+from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, normalized, rouge, sign_flips, wilson
 
 
 def test_normalized_as_squad_does() -> None:
@@ -90,3 +91,26 @@ def test_bootstrap_holds_the_mean_and_narrows() -> None:
     low, high = bootstrap(few)
     assert low < mean(few) < high
     assert bootstrap(many)[1] - bootstrap(many)[0] < (high - low) / 3
+
+
+def test_sign_flips_are_exact_for_few() -> None:
+    assert sign_flips([]) == sign_flips([0.0] * 20) == 1.0
+    assert sign_flips([1.0] * 5) == 1 / 32
+    assert sign_flips([1.0] * 12 + [0.0] * 50) == 1 / 4096, "what did not change says nothing"
+    assert sign_flips([-1.0] * 5) == 1.0
+    given = [0.5, 1 / 3, -0.25, 0.1, 0.7, -0.1]
+    sums = [
+        sum(sign * value for sign, value in zip(signs, given, strict=True)) for signs in itertools.product((1, -1), repeat=6)
+    ]
+    assert sign_flips(given) == pytest.approx(sum(one >= sum(given) - 1e-9 for one in sums) / 64)
+
+
+@pytest.mark.parametrize("count", [13, 16, 21, 40])
+def test_sign_flips_of_many_are_sampled_near_the_truth(count: int) -> None:
+    """Of gains of 1, or losses: how often that many of `count` coins are heads."""
+    for heads in range(count // 2, count + 1):
+        gains = [1.0] * heads + [-1.0] * (count - heads)
+        truth = sum(math.comb(count, more) for more in range(heads, count + 1)) / 2**count
+        assert sign_flips(gains) == pytest.approx(truth, abs=0.02)
+    assert sign_flips([1.0] * count) == pytest.approx(1 / 5001, abs=0.001)
+    assert sign_flips([0.1] * count, seed=1) == sign_flips([0.1] * count, seed=1)

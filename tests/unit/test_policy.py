@@ -37,7 +37,8 @@ def test_enough_new_text_makes_it_study_and_then_learn(ledger: SqlLedger) -> Non
     job = policy.consider("acme", "m")
     assert job is not None
     assert (job.kind, job.payload) == (JobKind.STUDY, {"then": "learn", "memory": "m"})
-    assert policy.consider("acme", "m") == job, "it has that before it already"
+    assert policy.consider("acme", "m") is None, "too soon"
+    assert LearnPolicy(ledger, 100, 0).consider("acme", "m") == job, "it has that before it already"
 
 
 def test_text_that_an_adapter_knows_does_not_count(ledger: SqlLedger) -> None:

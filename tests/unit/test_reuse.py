@@ -22,6 +22,7 @@ from memoryd.engine.request import LearnSettings
 from memoryd.errors import Unavailable
 from memoryd.forget import EraseJob
 from memoryd.jobs import GiveWay, JobRunner, Progress, Stopped
+from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.job import LearnJob
 from memoryd.recall.adapters import AdapterStore
 from memoryd.recall.embeddings import EmbeddingStore
@@ -203,9 +204,10 @@ async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
     runner = JobRunner(lab.ledger, slots=4, lease_seconds=0.4, attempts=3)
     nothing: Any = Nothing()
     adapters = AdapterStore(lab.ledger, lab.blobs, nothing, models())
-    learning = LearnJob(lab.ledger, lab.blobs, models(), nothing, adapters, LearnSettings(), 1, tmp_path / "runs")
+    eraser = AdapterEraser(adapters, lab.blobs, nothing)
+    learning = LearnJob(lab.ledger, lab.blobs, models(), nothing, adapters, eraser, LearnSettings(), 1, tmp_path / "runs")
     embeddings = EmbeddingStore(lab.blobs, nothing)
-    erasing = EraseJob(lab.ledger, lab.blobs, nothing, nothing, embeddings, adapters, learning, runner)
+    erasing = EraseJob(lab.ledger, lab.blobs, nothing, nothing, embeddings, eraser, learning, runner)
     running = asyncio.create_task(runner.run({JobKind.COMPRESS: compress, JobKind.ERASE: erasing}))
     try:
         await began.wait()

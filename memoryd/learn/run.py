@@ -1,0 +1,87 @@
+"""What a run of learning has on disk while it lasts: checkpoints, metrics, the result; and run.json, which says what they saw.
+
+Weights remember. So a run goes on only with all that it has seen written down, and begins anew where a part of that is deleted,
+or where the models or the settings are others than it began with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from memoryd.errors import Unavailable
+
+METRICS = "metrics.jsonl"
+_RESULT, _NOTES = "adapter", "run.json"
+
+
+class Run:
+    """One directory. Blocks."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.result = directory / _RESULT
+        """PEFT's files, once it is trained."""
+
+    @property
+    def trained(self) -> bool:
+        return self.result.is_dir()
+
+    @property
+    def adapters(self) -> list[str]:
+        """Ids that its result was given."""
+        return list(self._notes().get("adapters", []))
+
+    def begin(self, facts: Mapping[str, str], documents: Collection[str], alive: Callable[[Collection[str]], bool]) -> set[str]:
+        """Goes on, or begins. `facts` are what it must not change while it lasts, `documents` those that it is about to see.
+        Returns all that it has seen then."""
+        notes = self._notes()
+        seen = set(notes.get("documents", []))
+        if self.directory.exists() and (notes.get("facts") != dict(facts) or not alive(seen)):
+            adapters = self.adapters  # may still be in blobs
+            self.remove()
+            notes, seen = {"adapters": adapters}, set()
+        seen |= set(documents)
+        self._write({**notes, "facts": dict(facts), "documents": sorted(seen)})
+        return seen
+
+    def name(self, adapter: str) -> None:
+        """Its result is about to be written under this id."""
+        self._write({**self._notes(), "adapters": [*self.adapters, adapter]})
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows in order; a step that was done again after a kill counts once, as it was done last."""
+        rows: dict[int, dict[str, Any]] = {}
+        for line in (self.directory / METRICS).read_text().splitlines():
+            try:
+                row = json.loads(line)
+                rows[int(row["step"])] = row
+            except (ValueError, KeyError, TypeError):  # the line that a kill or a full disk cut off
+                continue
+        return [rows[step] for step in sorted(rows)]
+
+    def remove(self) -> None:
+        """Unavailable where something of it is left: it is tried again."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory.exists():
+            raise Unavailable("a run of learning cannot be removed yet", reason="RUN_IN_USE")
+
+    def _notes(self) -> dict[str, Any]:
+        try:
+            notes: dict[str, Any] = json.loads((self.directory / _NOTES).read_text())
+        except (OSError, ValueError):
+            return {}
+        return notes
+
+    def _write(self, notes: Mapping[str, Any]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        beside = self.directory / f"{_NOTES}.new"
+        with beside.open("w") as file:
+            json.dump(notes, file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(self.directory / _NOTES)
