@@ -75,7 +75,9 @@ class Settings(BaseModel):
     ] = "q_proj,k_proj,v_proj,o_proj"
     learn_rate: Annotated[float, Field(gt=0, le=0.1, description="peak of the learning rate")] = 5e-4
     learn_epochs: Annotated[int, Field(ge=1, le=100, description="passes over the examples")] = 3
-    learn_batch: Annotated[int, Field(ge=1, le=1024, description="contexts in a step of the optimizer")] = 8
+    learn_batch: Annotated[
+        int, Field(ge=1, le=1024, description="contexts in a step of the optimizer; fewer where a memory is small")
+    ] = 8
     learn_after_tokens: Annotated[
         int, Field(ge=0, description="new text in a memory that makes it study and learn by itself; 0: only when asked")
     ] = 0

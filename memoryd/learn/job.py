@@ -33,6 +33,7 @@ from memoryd.recall.prompt import REFUSAL
 from memoryd.store.base import Blobs, Ledger
 
 _MOST_QUESTIONS = 20_000  # of all passes: they are held in memory, here and in the worker
+_LEAST_STEPS = 24  # of the optimizer: a small memory has smaller steps, since two large ones teach nothing
 _ANSWER_TOKENS = 96
 _AT_A_TIME = 8  # held-out questions that are answered together
 
@@ -203,7 +204,7 @@ class LearnJob:
             packs.chunks,
             run.directory,
             self._models.info.model_path.name,
-            self._settings,
+            replace(self._settings, batch=max(1, min(self._settings.batch, len(packs.packs) // _LEAST_STEPS))),
             use_reader=bool(self._models.info.reader),
             compressor_fingerprint=self._models.info.compressor.fingerprint if packs.chunks else "",
         )
