@@ -94,11 +94,13 @@ class _Document:
 
 
 def _text_of(row: dict[str, Any]) -> tuple[str, str]:
-    """(text, title). A hotpotqa item's text is its paragraphs, those that answer and those that distract."""
+    """(text, title). A hotpotqa item's text is its paragraphs, those that answer among those that distract: in a random order,
+    or the text's first tokens would be the answer."""
     if "text" in row:
         return row["text"], str(row["id"]).replace("_", " ")
     raw = row["raw"]
     paragraphs = [raw["para_a"], raw["para_b"], *(distractor[1] for distractor in raw["distractors"])]
+    random.Random(str(row["id"])).shuffle(paragraphs)
     return "\n\n".join("".join(sentences) for sentences in paragraphs), ""
 
 
