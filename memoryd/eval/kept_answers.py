@@ -34,6 +34,12 @@ class KeptAnswers:
         """Of a prompt, [T, d_model]."""
         return hashlib.sha256(self._facts + prompt_TD.float().cpu().numpy().tobytes()).hexdigest()
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._answers
+
+    def __getitem__(self, key: str) -> str:
+        return self._answers[key]
+
     def get(self, key: str) -> str | None:
         return self._answers.get(key)
 

@@ -11,7 +11,6 @@ same line goes on.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import random
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from memoryd_client import Client, LearnReceipt, Memory, Mode, Stage, StudyReceipt
 
 from memoryd.eval.figures import Row, render_all, write
+from memoryd.eval.kept_answers import KeptAnswers
 from memoryd.eval.metrics import bootstrap, f1, mean, rouge
 from memoryd.learn.reader_data import read_rows
 from memoryd.running import running_daemon
@@ -46,36 +46,11 @@ class Asked:
     """Title of the document that it is about."""
 
 
-class Kept:
-    """What was done, by a key, in a file: a run of hours goes on where it was stopped."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._values: dict[str, str] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # the line that a kill cut off
-                    key, value = json.loads(line)
-                    self._values[key] = value
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    def __getitem__(self, key: str) -> str:
-        return self._values[key]
-
-    def put(self, key: str, value: str) -> str:
-        self._values[key] = value
-        with self._path.open("a") as file:
-            file.write(json.dumps([key, value]) + "\n")
-        return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 measured, whatever the figures say."""
     options = _parse(argv)
     options.work.mkdir(parents=True, exist_ok=True)
-    kept = Kept(options.work / "kept.jsonl")
+    kept = KeptAnswers(options.work / "kept.jsonl")
     flags = ["--compressor", str(options.compressor)] if options.compressor else []
     rows: list[Row] = []
     gained: dict[str, list[float]] = {arm: [] for arm in _AIMS}
@@ -97,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measured(
-    client: Client, kept: Kept, options: argparse.Namespace, name: str, rows: list[Row]
+    client: Client, kept: KeptAnswers, options: argparse.Namespace, name: str, rows: list[Row]
 ) -> Mapping[tuple[str, Mode], list[float]]:
     """Scores by arm and mode of one memory; appends its rows."""
     texts, asked, supplied = load(options.data, name, options.ask, options.examples)
@@ -149,7 +124,7 @@ def load(folder: Path, name: str, ask: int, examples: int) -> tuple[dict[str, st
     return texts, asked, [one for one in drawn[ask:] if one.question not in taken][:examples]
 
 
-def _write(memory: Memory, kept: Kept, texts: Mapping[str, str]) -> dict[str, str]:
+def _write(memory: Memory, kept: KeptAnswers, texts: Mapping[str, str]) -> dict[str, str]:
     """Documents' names by title, all of them compressed."""
     for title, text in texts.items():
         if (key := f"{memory.id}/document/{title}") not in kept:
@@ -160,7 +135,7 @@ def _write(memory: Memory, kept: Kept, texts: Mapping[str, str]) -> dict[str, st
     return names
 
 
-def _studied(client: Client, memory: Memory, kept: Kept, count: int) -> str:
+def _studied(client: Client, memory: Memory, kept: KeptAnswers, count: int) -> str:
     """The adapter that was trained on self-study alone."""
     key = f"{memory.id}/self-study"
     if key not in kept:
@@ -173,7 +148,7 @@ def _studied(client: Client, memory: Memory, kept: Kept, count: int) -> str:
     return str(json.loads(kept[key])["adapter"])
 
 
-def _supplied(client: Client, memory: Memory, kept: Kept, supplied: Sequence[Asked], names: Mapping[str, str]) -> str:
+def _supplied(client: Client, memory: Memory, kept: KeptAnswers, supplied: Sequence[Asked], names: Mapping[str, str]) -> str:
     """The adapter that was trained on supplied examples alone."""
     key = f"{memory.id}/supplied"
     if key not in kept:
@@ -190,7 +165,9 @@ def _learned(client: Client, memory: Memory) -> str:
     return json.dumps({"adapter": receipt.adapter, "seconds": receipt.seconds, "examples": receipt.examples})
 
 
-def _answers(memory: Memory, kept: Kept, asked: Sequence[Asked], name: str, mode: Mode, arm: str, adapter: str) -> list[str]:
+def _answers(
+    memory: Memory, kept: KeptAnswers, asked: Sequence[Asked], name: str, mode: Mode, arm: str, adapter: str
+) -> list[str]:
     def answer(one: Asked) -> str:
         key = f"{name}/{arm}/{mode.name}/{one.document}/{one.question}"
         if key not in kept:

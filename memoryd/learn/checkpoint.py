@@ -127,8 +127,14 @@ def mend_metrics(out: Path) -> None:
 
 def metrics(out: Path) -> list[dict[str, Any]]:
     """The logged rows in order; a step that was done again after a kill counts once, as it was done last."""
-    rows = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
-    return sorted({row["step"]: row for row in rows}.values(), key=lambda row: row["step"])
+    rows: dict[int, dict[str, Any]] = {}
+    for line in (out / METRICS).read_text().splitlines():
+        try:
+            row = json.loads(line)
+            rows[int(row["step"])] = row
+        except (ValueError, KeyError, TypeError):  # the line that a kill or a full disk cut off
+            continue
+    return [rows[step] for step in sorted(rows)]
 
 
 def plot(out: Path, x: str, series: Sequence[str], title: str) -> None:

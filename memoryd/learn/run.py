@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from memoryd.errors import Unavailable
+from memoryd.learn import checkpoint
 
-METRICS = "metrics.jsonl"
 _RESULT, _NOTES = "adapter", "run.json"
 
 
@@ -54,15 +54,8 @@ class Run:
         self._write({**self._notes(), "adapters": [*self.adapters, adapter]})
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Rows in order; a step that was done again after a kill counts once, as it was done last."""
-        rows: dict[int, dict[str, Any]] = {}
-        for line in (self.directory / METRICS).read_text().splitlines():
-            try:
-                row = json.loads(line)
-                rows[int(row["step"])] = row
-            except (ValueError, KeyError, TypeError):  # the line that a kill or a full disk cut off
-                continue
-        return [rows[step] for step in sorted(rows)]
+        """See `checkpoint.metrics`."""
+        return checkpoint.metrics(self.directory)
 
     def remove(self) -> None:
         """Unavailable where something of it is left: it is tried again."""

@@ -6,7 +6,8 @@ import gzip
 import json
 from pathlib import Path
 
-from memoryd.eval.learning import Kept, load
+from memoryd.eval.kept_answers import KeptAnswers
+from memoryd.eval.learning import load
 
 
 def test_no_question_is_both_asked_and_supplied(tmp_path: Path) -> None:
@@ -26,10 +27,10 @@ def test_no_question_is_both_asked_and_supplied(tmp_path: Path) -> None:
 
 
 def test_what_was_kept_is_there_after_a_kill(tmp_path: Path) -> None:
-    kept = Kept(tmp_path / "kept.jsonl")
+    kept = KeptAnswers(tmp_path / "kept.jsonl")
     kept.put("a", "1")
     with (tmp_path / "kept.jsonl").open("a") as file:
         file.write('["b", "cut o')
-    again = Kept(tmp_path / "kept.jsonl")
+    again = KeptAnswers(tmp_path / "kept.jsonl")
     assert again["a"] == "1"
     assert "b" not in again

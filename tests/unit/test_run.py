@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from memoryd.learn.run import METRICS, Run
+from memoryd.learn.checkpoint import METRICS
+from memoryd.learn.run import Run
 
 FACTS = {"base": "b", "settings": "s"}
 
