@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from memoryd_client import Client, Memory, NotFound
 from memoryd.store.embedded import MilvusServer, ValkeyServer
 from tests.daemon import DaemonProcess
 from tests.servers import running
+
+# Two processes run the tests, on two cores: a pool of threads in each of them and in each daemon would mostly wait.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _KEPT = Path(__file__).resolve().parent.parent / ".run" / "data"
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from memoryd.compress import codec
 from memoryd.compress.base import Trainable
-from memoryd.compress.card import OVER_FIRST, OVER_WRONG, RATIOS, Gate, read_card, write_card
+from memoryd.compress.card import RATIOS, Gate, read_card, write_card
 from memoryd.compress.load import is_own, load_compressor
 from memoryd.engine.adapters import READER, Adapters
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
@@ -30,10 +30,11 @@ from memoryd.engine.runner import to_bytes
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.arms import AT_A_RATIO, INT8, show, slots
 from memoryd.eval.compression_data import SETS, Case, cases
+from memoryd.eval.compression_rows import arm_rows, gate_of, hybrid_rows, int8_rows
 from memoryd.eval.figures import Row, render_all, write
 from memoryd.eval.generate import answers_of
 from memoryd.eval.kept_answers import KeptAnswers
-from memoryd.eval.metrics import bootstrap, exact, f1, mean, wilson
+from memoryd.eval.metrics import bootstrap, mean
 from memoryd.learn.compressor_data import REPEAT
 from memoryd.learn.soft_packing import SoftPack, predict
 from memoryd.recall.citation import split_citation
@@ -43,7 +44,6 @@ _MAX_TOKENS = 44
 _FOLLOW = 128  # tokens of the following text whose perplexity is measured
 _KEEP_EVERY = 8  # batches
 _KEEP = {8: 0.70, 16: 0.55}  # of the raw text's F1 on squad: what is aimed at
-_KEEP_INT8 = 0.98  # of the F1 that the same embeddings give as bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +99,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     ratios = options.ratios if bench.compressor.name == "pooled" else [bench.compressor.ratio]
     fixed = {arm: _answered(bench, asked, arm, ratios[0], options.batch) for arm in ("none", "raw")}
     for arm, said in fixed.items():
-        rows += _arm_rows(arm, asked, said)
+        rows += arm_rows(arm, asked, said)
     for ratio in ratios:
         at = {arm: _answered(bench, asked, arm, ratio, options.batch) for arm in AT_A_RATIO}
         for arm, said in at.items():
             aim = _KEEP.get(ratio) if arm == "compressed" else None
-            rows += _arm_rows(f"{arm} at {ratio}x", asked, said, against=("raw", fixed["raw"]), keep=aim)
+            rows += arm_rows(f"{arm} at {ratio}x", asked, said, against=("raw", fixed["raw"]), keep=aim)
         if not options.no_int8:
-            rows += _int8_rows(ratio, asked, _answered(bench, asked, INT8, ratio, options.batch), at["compressed"])
+            rows += int8_rows(ratio, asked, _answered(bench, asked, INT8, ratio, options.batch), at["compressed"])
         rows += _stored_rows(bench, asked, ratio)
+        context = {arm: _context(bench, asked, arm, ratio) for arm in ("hybrid", "raw")}
+        rows += hybrid_rows(ratio, asked, at["hybrid"], fixed["raw"], context["hybrid"], context["raw"])
         taken = [slots(tokenizer, case.chunks, partial(bench.compressor.slots, ratio=ratio)) for case in asked]
         rows.append(Row(f"slots at {ratio}x", mean(taken), "slots", n=len(asked)))
         rows += _language_rows(bench, asked, ratio, options.texts)
-        gates[ratio] = _gate(asked, at)
+        gates[ratio] = gate_of(asked, at)
         verdict = "passed" if gates[ratio].passed else "not passed"
         print(f"gate at {ratio}x: {verdict} {dict(gates[ratio].figures)}", flush=True)
     for row in rows:
@@ -168,61 +170,11 @@ def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: 
     return [split_citation(answer, count)[1] for answer, count in zip(said, blocks, strict=True)]
 
 
-def _score(case: Case, answer: str) -> float:
-    """F1; of a multiple choice whether the option that the answer is most like is the right one."""
-    if not case.options:
-        return f1(answer, case.golds)
-    chosen = max(case.options, key=lambda option: f1(answer, [option]))
-    return float(chosen == case.golds[0] and f1(answer, [chosen]) > 0)
-
-
-def _arm_rows(
-    arm: str,
-    asked: Sequence[Case],
-    said: Sequence[str],
-    against: tuple[str, Sequence[str]] | None = None,
-    keep: float | None = None,
-) -> list[Row]:
-    """F1 over all questions that are no multiple choice, EM, and the score of each set."""
-    rows: list[Row] = []
-    free = [n for n, case in enumerate(asked) if not case.options]
-    rows.append(_f1_row(f"{arm}: F1", free, asked, said, against))
-    hits = [exact(said[n], asked[n].golds) for n in free]
-    low, high = wilson(int(sum(hits)), len(hits))
-    rows.append(Row(f"{arm}: EM", mean(hits), "EM", low, high, n=len(hits)))
-    for name in dict.fromkeys(case.set for case in asked):
-        some = [n for n, case in enumerate(asked) if case.set == name]
-        unit = "accuracy" if asked[some[0]].options else "F1"
-        row = _f1_row(f"{arm}, {name}: {unit}", some, asked, said, against, unit)
-        if keep is not None and name == "squad" and row.ratio is not None:
-            row = replace(row, aim=f"≥ {keep:.0%} of raw", met=row.ratio >= keep)
-        rows.append(row)
-    return rows
-
-
-def _f1_row(
-    name: str,
-    which: Sequence[int],
-    asked: Sequence[Case],
-    said: Sequence[str],
-    against: tuple[str, Sequence[str]] | None,
-    unit: str = "F1",
-) -> Row:
-    scores = [_score(asked[n], said[n]) for n in which]
-    low, high = bootstrap(scores)
-    baseline = mean([_score(asked[n], against[1][n]) for n in which]) if against else None
-    value = mean(scores)
-    return Row(name, value, unit, low, high, n=len(scores), baseline=baseline, ratio=value / baseline if baseline else None)
-
-
-def _int8_rows(ratio: int, asked: Sequence[Case], said: Sequence[str], bfloat16: Sequence[str]) -> list[Row]:
-    """The arm `int8`, held against what `compressed` said; and what it loses to that, question by question."""
-    rows = _arm_rows(f"int8 at {ratio}x", asked, said, against=("compressed", bfloat16))
-    kept = rows[0].ratio
-    rows[0] = replace(rows[0], aim=f"≥ {_KEEP_INT8} of bfloat16", met=None if kept is None else kept >= _KEEP_INT8)
-    answers = [(case, a, b) for case, a, b in zip(asked, said, bfloat16, strict=True) if not case.options]
-    lost = [_score(case, b) - _score(case, a) for case, a, b in answers]
-    return [*rows, Row(f"int8 at {ratio}x: F1 lost to bfloat16", mean(lost), "F1", *bootstrap(lost), n=len(lost))]
+def _context(bench: Bench, asked: Sequence[Case], arm: str, ratio: int) -> float:
+    """Mean tokens before the question, text and soft."""
+    shown = [show(arm, case, bench.tokenizer, partial(bench.compressor.slots, ratio=ratio)).blocks for case in asked]
+    prompts = [assemble(bench.tokenizer, blocks, case.question) for blocks, case in zip(shown, asked, strict=True)]
+    return mean([prompt.context_tokens for prompt in prompts])
 
 
 def _stored_rows(bench: Bench, asked: Sequence[Case], ratio: int) -> list[Row]:
@@ -237,22 +189,6 @@ def _stored_rows(bench: Bench, asked: Sequence[Case], ratio: int) -> list[Row]:
         Row(f"stored at {ratio}x, bfloat16", plain, unit, n=len(chunks)),
         Row(f"stored at {ratio}x, int8", small, unit, n=len(chunks), baseline=plain, ratio=small / plain),
     ]
-
-
-def _gate(asked: Sequence[Case], at: dict[str, list[str]]) -> Gate:
-    """Paired differences, question by question."""
-    scores = {arm: [_score(case, answer) for case, answer in zip(asked, said, strict=True)] for arm, said in at.items()}
-    over = {
-        arm: bootstrap([a - b for a, b in zip(scores["compressed"], scores[arm], strict=True)])[0] for arm in ("first", "wrong")
-    }
-    return Gate(
-        {
-            OVER_FIRST: round(over["first"], 4),
-            OVER_WRONG: round(over["wrong"], 4),
-            **{f"f1_{arm}": round(mean(values), 4) for arm, values in scores.items()},
-            "questions": len(asked),
-        }
-    )
 
 
 def _language_rows(bench: Bench, asked: Sequence[Case], ratio: int, count: int) -> list[Row]:

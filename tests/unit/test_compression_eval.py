@@ -22,8 +22,8 @@ from memoryd.engine.base_model import load_base_model
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.arms import AT_A_RATIO, INT8, show, slots
-from memoryd.eval.compression import _int8_rows, _score
 from memoryd.eval.compression_data import SETS, Case, cases
+from memoryd.eval.compression_rows import hybrid_rows, int8_rows, score
 from memoryd.eval.generate import answers
 from memoryd.recall.prompt import SoftBlock, TextBlock
 from tests.tiny_models import make_tiny_model
@@ -109,7 +109,7 @@ def test_arms_have_equal_slots(data: Path, path: Path, ratio: int) -> None:
 
 def test_a_choice_is_the_option_that_the_answer_is_most_like() -> None:
     case = Case("quality", "?", ("in Lisbon",), ("in Porto", "in Lisbon"), "", "", (), "", (), "")
-    assert [_score(case, said) for said in ("Lisbon", "Porto", "the city of Lisbon", "nobody knows")] == [1, 0, 1, 0]
+    assert [score(case, said) for said in ("Lisbon", "Porto", "the city of Lisbon", "nobody knows")] == [1, 0, 1, 0]
 
 
 def test_int8_is_held_against_bfloat16_question_by_question() -> None:
@@ -117,17 +117,28 @@ def test_int8_is_held_against_bfloat16_question_by_question() -> None:
     choice = replace(where, set="quality", options=("Porto", "Lisbon"))
     asked = [where, where, where, where, choice]
     bfloat16 = ["Lisbon", "Lisbon", "Porto", "Lisbon", "Lisbon"]
-    first, *rest, lost = _int8_rows(8, asked, ["Lisbon", "Lisbon", "Lisbon", "Porto", "Porto"], bfloat16)
+    first, *rest, lost = int8_rows(8, asked, ["Lisbon", "Lisbon", "Lisbon", "Porto", "Porto"], bfloat16)
     assert (first.name, first.value, first.baseline, first.ratio, first.met) == ("int8 at 8x: F1", 0.75, 0.75, 1.0, True)
     assert first.aim == "≥ 0.98 of bfloat16"
     assert (lost.value, lost.n) == (0.0, 4)
     assert lost.low is not None
     assert lost.low < 0, "it gained one and lost one: that is no certainty of nothing lost"
     assert {row.name: row.ratio for row in rest}["int8 at 8x, quality: accuracy"] == 0.0
-    first, *_, lost = _int8_rows(8, asked, ["Porto", *bfloat16[1:]], bfloat16)
+    first, *_, lost = int8_rows(8, asked, ["Porto", *bfloat16[1:]], bfloat16)
     assert (first.met, lost.value) == (False, 0.25)
-    nothing = _int8_rows(8, asked, ["Porto"] * 5, ["Porto"] * 5)[0]
+    nothing = int8_rows(8, asked, ["Porto"] * 5, ["Porto"] * 5)[0]
     assert (nothing.ratio, nothing.met) == (None, None), "of nothing no share is kept"
+
+
+def test_hybrid_is_held_against_the_raw_text_and_its_tokens() -> None:
+    where = Case("squad", "?", ("Lisbon",), (), "", "", (), "", (), "")
+    asked = [where, where, replace(where, set="quality", options=("Porto", "Lisbon"))]
+    lost, context = hybrid_rows(8, asked, ["Lisbon", "Porto", "Porto"], ["Lisbon", "Lisbon", "Lisbon"], 100, 300)
+    assert (lost.value, lost.n, lost.met) == (0.5, 2, False)
+    assert (context.value, context.baseline, context.met) == (100, 300, True)
+    lost, context = hybrid_rows(8, asked, ["Lisbon"] * 3, ["Porto"] * 3, 101, 300)
+    assert (lost.value, lost.met) == (-1, True)
+    assert context.met is False
 
 
 def test_answers_are_those_of_the_model(path: Path) -> None:
@@ -150,7 +161,13 @@ def test_it_measures_and_writes_the_verdict(data: Path, path: Path, tmp_path: Pa
     said = capsys.readouterr().out
     for name in ("none: F1", "raw: F1", *(f"{arm} at 8x: F1" for arm in AT_A_RATIO), "quality: accuracy", "tokens right"):
         assert name in said
-    for name in ("int8 at 8x: F1 ", "int8 at 8x, squad: F1", "int8 at 8x: F1 lost to bfloat16"):
+    for name in (
+        "hybrid at 8x: F1 lost to raw",
+        "hybrid at 8x: context",
+        "int8 at 8x: F1 ",
+        "int8 at 8x, squad: F1",
+        "int8 at 8x: F1 lost to bfloat16",
+    ):
         assert name in said
     plain, small = (float(re.search(rf"stored at 8x, {kind} +([\d.]+)", said)[1]) for kind in ("bfloat16", "int8"))  # type: ignore[index]
     assert 64 / 8 < small < plain
