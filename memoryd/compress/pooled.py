@@ -63,7 +63,12 @@ class Projector(nn.Module):
     @property
     def blind(self) -> bool:
         """Whether hidden states change nothing: not what is made, and not what is learned."""
-        return not any(bool(layer.weight.requires_grad or layer.weight.any()) for layer in (self.down, self.weigh))
+        return not self.sees and not any(layer.weight.requires_grad for layer in (self.down, self.weigh))
+
+    @property
+    def sees(self) -> bool:
+        """Whether hidden states change what is made."""
+        return any(bool(layer.weight.any()) for layer in (self.down, self.weigh))
 
     def forward(self, h_D: Tensor) -> Tensor:
         correction_D: Tensor = self.down(gelu(self.up(self.norm(h_D))))
@@ -184,10 +189,10 @@ class PooledCompressor:
 def save(
     directory: Path, base: BaseModel, base_name: str, adapters: Adapters, projector: Projector, gates: Mapping[int, Gate]
 ) -> None:
-    """Write the directory that `PooledCompressor.load` reads: projector in float32, encoder in float16."""
+    """Write the directory that `PooledCompressor.load` reads: projector in float32, and in float16 an encoder that is seen."""
     write_card(directory, Card(KIND, base.fingerprint, gates))
     save_file(_weights(projector), directory / _WEIGHTS)
-    if adapters.has(ENCODER):
+    if adapters.has(ENCODER) and projector.sees:
         adapters.save(ENCODER, directory / ENCODER, base_name)
 
 

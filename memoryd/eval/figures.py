@@ -6,7 +6,7 @@ tables of every Markdown file that asks for one:
     <!-- figures: NAME -->
     <!-- /figures -->
 
-A table can show a part of the rows: ``<!-- figures: NAME prefix=ack -->``.
+A table can show a part of the rows, those whose names hold a regular expression: ``<!-- figures: NAME match=^ack -->``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-_MARKED = re.compile(r"(<!-- figures: (?P<name>[\w-]+)(?: prefix=(?P<prefix>\S+))? -->\n).*?(<!-- /figures -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- figures: (?P<name>[\w-]+)(?: match=(?P<match>\S+))? -->\n).*?(<!-- /figures -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def render_all(docs: Path = DOCS) -> list[Path]:
             continue
         before = page.read_text()
         after = _MARKED.sub(
-            lambda m: m[1] + table(r for r in figures[m["name"]] if r.name.startswith((m["prefix"] or "").strip())) + m[4],
+            lambda m: m[1] + table(r for r in figures[m["name"]] if re.search(m["match"] or "", r.name)) + m[4],
             before,
         )
         if after != before:

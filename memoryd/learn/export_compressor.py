@@ -9,7 +9,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from memoryd.engine.adapters import READER
+from memoryd.engine.adapters import ENCODER, READER
 from memoryd.learn import checkpoint
 from memoryd.learn.compressor_parts import Parts, Progress
 from memoryd.learn.compressor_recipe import Recipe
@@ -25,7 +25,7 @@ It fits the base model of fingerprint `{fingerprint}` and no other.
 
 | | |
 |---|---|
-| encoder | the base model{mask}, LoRA r={encoder_rank} on every linear layer, in `encoder/` (PEFT) |
+| encoder | {encoder} |
 | head | {head} |
 | reader | LoRA r={reader_rank}, in `reader/` (PEFT): answers from compressed embeddings and from text |
 | seen | {source_tokens:,} source tokens in {step:,} of {steps:,} steps, seed {seed} |
@@ -68,7 +68,7 @@ def export(
         title=f"{recipe.kind.capitalize()} compressor" if recipe.kind == "pooled" else recipe.kind.capitalize(),
         chunk_tokens=parts.compressor.chunk_tokens,
         ratios=" or ".join(map(str, parts.ratios)),
-        mask=" without its causal mask" if recipe.kind == "pooled" else "",
+        encoder=_encoder(recipe) if (target / ENCODER).is_dir() else "none was trained: token embeddings alone are pooled",
         head=_HEADS[recipe.kind],
         fingerprint=parts.base.fingerprint,
         stages=stages,
@@ -77,7 +77,7 @@ def export(
         hardware=hardware,
         corpus=corpus,
         qa=qa,
-        **{key: value for key, value in asdict(recipe).items() if key in ("encoder_rank", "reader_rank", "seed")},
+        **{key: value for key, value in asdict(recipe).items() if key in ("reader_rank", "seed")},
         **{key: value for key, value in asdict(progress).items() if key in ("source_tokens", "step")},
     )
     (target / "README.md").write_text(card)
@@ -85,3 +85,8 @@ def export(
         if (out / name).is_file():
             shutil.copy(out / name, target / name)
     return target
+
+
+def _encoder(recipe: Recipe) -> str:
+    mask = " without its causal mask" if recipe.kind == "pooled" else ""
+    return f"the base model{mask}, LoRA r={recipe.encoder_rank} on every linear layer, in `encoder/` (PEFT)"

@@ -23,7 +23,7 @@ def test_a_page_shows_what_the_file_says(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     write("speed", ROWS, docs)
     page = docs / "page.md"
-    page.write_text("before\n<!-- figures: speed prefix=ack -->\nstale 99\n<!-- /figures -->\nafter\n")
+    page.write_text("before\n<!-- figures: speed match=^ack -->\nstale 99\n<!-- /figures -->\nafter\n")
     render_all(docs)
     text = page.read_text()
     assert "| ack: 10 KB | 4.25 ms | 4 – 4.5 | 100 | 10 | 0.42x | < 10 | yes |" in text

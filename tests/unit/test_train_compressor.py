@@ -144,6 +144,19 @@ def test_each_stage_learns_what_it_is_to(model: Path, corpus: Path, folder: Path
     assert not changed("reader")
 
 
+def test_an_encoder_that_was_not_trained_is_not_kept(model: Path, corpus: Path, folder: Path, tmp_path: Path) -> None:
+    stage = Stage("reader", 3, packs=1, ratios=(4,), reader_rate=5e-3)
+    run(model, corpus, folder, tmp_path, replace(RECIPE, stages=(stage,)))
+    made = tmp_path / "compressor"
+    assert not (made / ENCODER).exists()
+    assert "none was trained" in (made / "README.md").read_text()
+    base = load_base_model(model)
+    adapters = Adapters(base)
+    (soft_KD,) = load_compressor(made, base, adapters, 4).compress([[5, 6, 7, 8, 9]])
+    assert not adapters.has(ENCODER)
+    assert soft_KD.shape[0] == 2
+
+
 def test_micro_batches_do_not_change_the_result(model: Path, corpus: Path, folder: Path, tmp_path: Path) -> None:
     stage = Stage("s", 2, texts=4, follow=8, packs=2, head_rate=1e-3, encoder_rate=1e-3, reader_rate=1e-3)
     for micro in (1, 4):
