@@ -1,6 +1,6 @@
 """A compressor's directory: config.json says what it is, for which base model, and what was measured of it.
 
-config.json              kind, base_fingerprint, figures of the gate by ratio, what the kind needs besides
+config.json              kind, base_fingerprint, the gate by ratio and what was measured for it, what the kind needs besides
 *.safetensors, encoder/  weights, as the kind lays them out
 README.md                the model card
 """
@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memoryd.engine.reader import reader_fingerprint, reader_for
 from memoryd.errors import DataLoss, FingerprintMismatch
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ RATIOS = (4, 8, 16, 32)
 """Source tokens for each compressed embedding of the pooled compressor."""
 
 
-OVER_FIRST, OVER_WRONG = "over_first_low", "over_wrong_low"
+OVER_FIRST, OVER_WRONG, QUESTIONS = "over_first_low", "over_wrong_low", "questions"
+ENOUGH = 300
+"""Questions that a verdict must rest on."""
 WIDE = 0.1
 """Of F1: what compressed embeddings must be worth over those of a wrong memory, at least."""
 
@@ -35,14 +38,17 @@ class Gate:
 
     The verdict is worked out from the figures, each time: there is no flag to set by hand. Those that decide are the lower
     ends of 95% intervals of differences in F1, question by question: over the first tokens of the text in as many slots,
-    and over the compressed embeddings of a wrong memory.
+    and over the compressed embeddings of a wrong memory. `compressor` and `reader` are the fingerprints of what was measured.
     """
 
     figures: Mapping[str, float] = field(default_factory=dict)
+    compressor: str = ""
+    reader: str = ""
 
     @property
     def passed(self) -> bool:
-        return self.figures.get(OVER_FIRST, -1.0) > 0 and self.figures.get(OVER_WRONG, -1.0) > WIDE
+        enough = self.figures.get(QUESTIONS, 0.0) >= ENOUGH
+        return enough and self.figures.get(OVER_FIRST, -1.0) > 0 and self.figures.get(OVER_WRONG, -1.0) > WIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +60,12 @@ class Card:
     gates: Mapping[int, Gate] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def gate(self, ratio: int) -> Gate:
-        return self.gates.get(ratio, Gate())
+    def gate(self, directory: Path, ratio: int, fingerprint: str) -> Gate:
+        """The verdict on the compressor of this fingerprint with the reader in use; on another it says nothing."""
+        gate = self.gates.get(ratio, Gate())
+        reader = reader_for(directory, self.base_fingerprint)
+        measured = (fingerprint, reader_fingerprint(reader) if reader else "")
+        return gate if (gate.compressor, gate.reader) == measured else Gate()
 
     def check_base(self, directory: Path, base_fingerprint: str) -> None:
         """Raises FingerprintMismatch where the compressor was made for another base model."""
@@ -70,7 +80,10 @@ def read_card(directory: Path) -> Card:
     """DataLoss where config.json cannot be read, or is not a compressor's."""
     try:
         config = json.loads((directory / CONFIG).read_text())
-        gates = {int(ratio): Gate({k: float(v) for k, v in figures.items()}) for ratio, figures in config["gates"].items()}
+        gates = {
+            int(ratio): Gate({k: float(v) for k, v in said["figures"].items()}, str(said["compressor"]), str(said["reader"]))
+            for ratio, said in config["gates"].items()
+        }
         return Card(str(config["kind"]), str(config["base_fingerprint"]), gates, dict(config["settings"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataLoss(f"compressor in {directory} has no readable {CONFIG}: {error}") from error
@@ -81,7 +94,7 @@ def write_card(directory: Path, card: Card) -> None:
     config = {
         "kind": card.kind,
         "base_fingerprint": card.base_fingerprint,
-        "gates": {str(ratio): dict(gate.figures) for ratio, gate in sorted(card.gates.items())},
+        "gates": {str(ratio): asdict(gate) for ratio, gate in sorted(card.gates.items())},
         "settings": dict(card.settings),
     }
     (directory / CONFIG).write_text(json.dumps(config, indent=1) + "\n")

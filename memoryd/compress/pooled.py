@@ -135,7 +135,9 @@ class PooledCompressor:
             raise DataLoss(f"compressor in {directory} has no readable {_WEIGHTS}: {error}") from error
         if (directory / ENCODER).is_dir():
             adapters.load(ENCODER, directory / ENCODER)
-        return cls(base, adapters, projector.eval().requires_grad_(False), ratio, card.gate(ratio))
+        made = cls(base, adapters, projector.eval().requires_grad_(False), ratio, Gate())
+        made.gate = card.gate(directory, ratio, made.fingerprint)
+        return made
 
     @property
     def gate_passed(self) -> bool:

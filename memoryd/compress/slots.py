@@ -162,5 +162,5 @@ def load(directory: Path, card: Card, base: BaseModel, adapters: Adapters) -> Sl
     if (directory / ENCODER).is_dir():
         adapters.load(ENCODER, directory / ENCODER)
     compressor = SlotCompressor(base, adapters, LearnedTokens(slots_SD), settings, Gate())
-    compressor.gate = card.gate(compressor.ratio)
+    compressor.gate = card.gate(directory, compressor.ratio, compressor.fingerprint)
     return compressor

@@ -44,9 +44,8 @@ def show(arm: str, case: Case, tokenizer: TextTokenizer, slots_of: Callable[[int
     if arm == "passage":
         return Shown((TextBlock(_first(tokenizer, case.passage, k), case.title),), {})
     chunks = case.wrong if arm == "wrong" else case.chunks
-    title = case.wrong_title if arm == "wrong" else case.title
     named = {str(number): chunk for number, chunk in enumerate(chunks)}
-    soft = tuple(SoftBlock(key, slots(tokenizer, [chunk], slots_of), title) for key, chunk in named.items())
+    soft = tuple(SoftBlock(key, slots(tokenizer, [chunk], slots_of), case.title) for key, chunk in named.items())
     return Shown((*soft, passage) if arm == "hybrid" else soft, named)
 
 

@@ -29,6 +29,7 @@ from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.runner import to_bytes
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.arms import AT_A_RATIO, INT8, show, slots
+from memoryd.eval.choices import choose
 from memoryd.eval.compression_data import SETS, Case, cases
 from memoryd.eval.compression_rows import arm_rows, gate_of, hybrid_rows, int8_rows
 from memoryd.eval.figures import Row, render_all, write
@@ -54,6 +55,8 @@ class Bench:
     adapters: Adapters
     compressor: Trainable
     tokenizer: TextTokenizer
+    reader: str
+    """Its fingerprint; empty without one."""
     refusal: Refusal | None
     kept: KeptAnswers
     made: dict[tuple[str, int], codec.CompressedEmbeddings] = field(default_factory=dict)
@@ -113,14 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         taken = [slots(tokenizer, case.chunks, partial(bench.compressor.slots, ratio=ratio)) for case in asked]
         rows.append(Row(f"slots at {ratio}x", mean(taken), "slots", n=len(asked)))
         rows += _language_rows(bench, asked, ratio, options.texts)
-        gates[ratio] = gate_of(asked, at)
+        gates[ratio] = gate_of(asked, at, _fingerprint(bench, options, ratio), bench.reader)
         verdict = "passed" if gates[ratio].passed else "not passed"
         print(f"gate at {ratio}x: {verdict} {dict(gates[ratio].figures)}", flush=True)
     for row in rows:
         print(f"{row.name:48s} {row.value:.3f} n={row.n}", flush=True)
-    command = f"memoryd eval compression --data DIR --limit {options.limit} --chunks {options.chunks}"
-    if not options.quick:
-        write("compression", [replace(row, command=command) for row in rows])
+    whole = set(options.sets) == set(SETS) and set(ratios) == set(RATIOS if bench.compressor.name == "pooled" else ratios)
+    if whole and not options.quick:
+        name = "compression" if bench.compressor.name == "pooled" else f"compression-{bench.compressor.name}"
+        write(name, [replace(row, command=_command(options)) for row in rows])
         render_all()
     if options.gate and options.compressor:
         card = read_card(options.compressor)
@@ -135,8 +139,20 @@ def _load(options: argparse.Namespace) -> Bench:
     adapters = Adapters(base, reader)
     compressor = load_compressor(options.compressor, base, adapters, options.ratios[0])
     refusal = refusal_of(reader) if reader else None
-    kept = KeptAnswers(options.keep, base.fingerprint, reader_fingerprint(reader) if reader else "", refusal, _MAX_TOKENS)
-    return Bench(base, adapters, compressor, TextTokenizer(path), refusal, kept)
+    name = reader_fingerprint(reader) if reader else ""
+    kept = KeptAnswers(options.keep, base.fingerprint, name, refusal, _MAX_TOKENS)
+    return Bench(base, adapters, compressor, TextTokenizer(path), name, refusal, kept)
+
+
+def _fingerprint(bench: Bench, options: argparse.Namespace, ratio: int) -> str:
+    """What the compressor is known by where it is loaded at this ratio."""
+    return load_compressor(options.compressor, bench.base, bench.adapters, ratio).fingerprint
+
+
+def _command(options: argparse.Namespace) -> str:
+    sizes = f"--limit {options.limit} --chunks {options.chunks} --texts {options.texts}"
+    made = "--compressor DIR " if options.compressor else ""
+    return f"memoryd eval compression --data DIR {made}{sizes}{' --no-int8' if options.no_int8 else ''}"
 
 
 def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: int) -> list[str]:
@@ -157,9 +173,13 @@ def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: 
             ]
             prompts.append(torch.cat(pieces))
         blocks.append(len(prompt.numbered))
-    keys = [bench.kept.key(prompt_TD) for prompt_TD in prompts]
+    # An option that was chosen is no answer to the same prompt.
+    keys = [bench.kept.key(prompt) + "/option" * bool(case.options) for prompt, case in zip(prompts, asked, strict=True)]
     todo = sorted((n for n, key in enumerate(keys) if bench.kept.get(key) is None), key=lambda n: len(prompts[n]))
     with bench.adapters.using(READER):
+        for n in (n for n in todo if asked[n].options):
+            bench.kept.put(keys[n], choose(bench.base.model, bench.tokenizer, prompts[n], asked[n].options, blocks[n] > 0))
+        todo = [n for n in todo if not asked[n].options]
         for at in range(0, len(todo), _KEEP_EVERY * batch):
             some = todo[at : at + _KEEP_EVERY * batch]
             label = f"{arm} {ratio}x, {len(todo) - at} to go:"
@@ -167,7 +187,10 @@ def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: 
             for n, answer in zip(some, answers_of(*given, _MAX_TOKENS, batch, label, refusal=bench.refusal), strict=True):
                 bench.kept.put(keys[n], answer)
     said = [bench.kept.get(key) or "" for key in keys]
-    return [split_citation(answer, count)[1] for answer, count in zip(said, blocks, strict=True)]
+    return [
+        answer if case.options else split_citation(answer, count)[1]
+        for answer, count, case in zip(said, blocks, asked, strict=True)
+    ]
 
 
 def _context(bench: Bench, asked: Sequence[Case], arm: str, ratio: int) -> float:
@@ -192,11 +215,12 @@ def _stored_rows(bench: Bench, asked: Sequence[Case], ratio: int) -> list[Row]:
 
 
 def _language_rows(bench: Bench, asked: Sequence[Case], ratio: int, count: int) -> list[Row]:
-    """How much of a chunk can be repeated token by token, and how well the text after it is foreseen, by the base model."""
+    """How many tokens of a chunk the base model gets right when it repeats it, each after the right ones before, and how well
+    it foresees the text after the chunk. Both from compressed embeddings, and from nothing."""
     import torch
 
     repeat = tuple(bench.tokenizer.encode(REPEAT))
-    hits: list[float] = []
+    hits: dict[str, list[float]] = {"compressed": [], "nothing": []}
     losses: dict[str, list[float]] = {"compressed": [], "nothing": [], "text": []}
     documents = list({case.text: case for case in asked}.values())
     length = bench.compressor.chunk_tokens
@@ -205,16 +229,21 @@ def _language_rows(bench: Bench, asked: Sequence[Case], ratio: int, count: int) 
             ids = tuple(bench.tokenizer.encode(documents[number % len(documents)].text))
             start = (number // len(documents)) * (length + _FOLLOW)
             chunk, rest = ids[start : start + length], ids[start + length : start + length + _FOLLOW]
-            if not rest:
+            if len(rest) < 2:
                 continue
             soft = bench.compressor.encode([chunk], ratio)
             model = bench.base.model
-            again = predict(model, [SoftPack((chunk,), (0,), ((repeat, chunk),))], [soft])
-            hits.append(again.hits())
-            for name, context in (("compressed", (0,)), ("nothing", (rest[:1],)), ("text", (chunk,))):
-                answer = rest[1:] if name == "nothing" else rest
-                losses[name].append(float(predict(model, [SoftPack((chunk,), context, (((), answer),))], [soft]).loss()))
-    rows = [Row(f"repeated at {ratio}x: tokens right", mean(hits), "share", *bootstrap(hits), n=len(hits))]
+            first, rest = rest[:1], rest[1:]  # something must stand before the first token that is foreseen
+            contexts: dict[str, tuple[tuple[int, ...] | int, ...]] = {"compressed": (0, first), "nothing": (first,)}
+            for name in hits:
+                again = predict(model, [SoftPack((chunk,), contexts[name][:1], ((repeat, chunk),))], [soft])
+                hits[name].append(again.hits())
+            for name, context in (contexts | {"text": (chunk + first,)}).items():
+                losses[name].append(float(predict(model, [SoftPack((chunk,), context, (((), rest),))], [soft]).loss()))
+    rows = [
+        Row(f"repeated at {ratio}x after {name}: tokens right", mean(values), "share", *bootstrap(values), n=len(values))
+        for name, values in hits.items()
+    ]
     for name, values in losses.items():
         perplexities = [math.exp(value) for value in values]
         rows.append(

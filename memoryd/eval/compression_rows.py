@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from memoryd.compress.card import OVER_FIRST, OVER_WRONG, Gate
+from memoryd.compress.card import OVER_FIRST, OVER_WRONG, QUESTIONS, Gate
 from memoryd.eval.compression_data import Case
 from memoryd.eval.figures import Row
 from memoryd.eval.metrics import bootstrap, exact, f1, mean, wilson
@@ -16,11 +16,8 @@ _OF_RAW = 1 / 3  # of its tokens
 
 
 def score(case: Case, answer: str) -> float:
-    """F1; of a multiple choice whether the option that the answer is most like is the right one."""
-    if not case.options:
-        return f1(answer, case.golds)
-    chosen = max(case.options, key=lambda option: f1(answer, [option]))
-    return float(chosen == case.golds[0] and f1(answer, [chosen]) > 0)
+    """F1; of a multiple choice whether the right option was chosen."""
+    return float(answer == case.golds[0]) if case.options else f1(answer, case.golds)
 
 
 def arm_rows(
@@ -72,7 +69,7 @@ def int8_rows(ratio: int, asked: Sequence[Case], said: Sequence[str], bfloat16: 
     return [*rows, Row(f"int8 at {ratio}x: F1 lost to bfloat16", mean(lost), "F1", *bootstrap(lost), n=len(lost))]
 
 
-def gate_of(asked: Sequence[Case], at: Mapping[str, Sequence[str]]) -> Gate:
+def gate_of(asked: Sequence[Case], at: Mapping[str, Sequence[str]], compressor: str, reader: str) -> Gate:
     """Paired differences, question by question."""
     scores = {arm: [score(case, answer) for case, answer in zip(asked, said, strict=True)] for arm, said in at.items()}
     over = {
@@ -83,8 +80,10 @@ def gate_of(asked: Sequence[Case], at: Mapping[str, Sequence[str]]) -> Gate:
             OVER_FIRST: round(over["first"], 4),
             OVER_WRONG: round(over["wrong"], 4),
             **{f"f1_{arm}": round(mean(values), 4) for arm, values in scores.items()},
-            "questions": len(asked),
-        }
+            QUESTIONS: len(asked),
+        },
+        compressor,
+        reader,
     )
 
 

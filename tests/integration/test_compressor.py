@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from memoryd.compress.card import Gate
+from memoryd.compress.card import Gate, read_card, write_card
 from memoryd.compress.pooled import PooledCompressor, Projector, _segments, save, vocabulary_of
 from memoryd.engine.adapters import ENCODER, Adapters, LoraLinear
 from memoryd.engine.base_model import BaseModel, load_base_model
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument
 from tests.tiny_models import make_tiny_model
 
-PASSED = Gate({"over_first_low": 0.02, "over_wrong_low": 0.2})
+PASSED = Gate({"over_first_low": 0.02, "over_wrong_low": 0.2, "questions": 300})
 CHUNKS = [[5, 9, 4], list(range(10, 73)), [7] * 8, list(range(100, 117))]
 
 
@@ -55,7 +58,7 @@ def untrained(base: BaseModel, ratio: int = 4) -> PooledCompressor:
 def test_the_gate_is_what_was_measured() -> None:
     assert PASSED.passed
     assert not Gate().passed
-    for worse in ({"over_first_low": -0.01}, {"over_wrong_low": 0.05}):
+    for worse in ({"over_first_low": -0.01}, {"over_wrong_low": 0.05}, {"questions": 299}):
         assert not Gate({**PASSED.figures, **worse}).passed
 
 
@@ -151,22 +154,39 @@ def test_fingerprint_is_of_weights_ratio_and_base_model(base: BaseModel) -> None
     assert not one.gate_passed
 
 
-def write(base: BaseModel, directory: Path) -> None:
+def write(base: BaseModel, directory: Path) -> Gate:
+    """With the verdict that its compressor at 8x has passed; returns that."""
     adapters, projector = parts(base)
-    save(directory, base, "tiny", adapters, projector, {8: PASSED})
+    save(directory, base, "tiny", adapters, projector, {})
+    passed = replace(PASSED, compressor=PooledCompressor.load(directory, base, fresh(base), 8).fingerprint)
+    write_card(directory, replace(read_card(directory), gates={8: passed}))
+    return passed
 
 
 def test_saved_and_loaded_it_is_the_same(base: BaseModel, tmp_path: Path) -> None:
-    write(base, tmp_path)
+    passed = write(base, tmp_path)
     want = trained(base, 8).compress(CHUNKS)[1]
     loaded = PooledCompressor.load(tmp_path, base, fresh(base), 8)
-    assert (loaded.ratio, loaded.gate) == (8, PASSED)
+    assert (loaded.ratio, loaded.gate) == (8, passed)
     torch.testing.assert_close(loaded.compress(CHUNKS)[1], want, rtol=1e-2, atol=1e-2)  # the encoder is kept in half precision
     assert loaded.gate_passed
     assert loaded.fingerprint == PooledCompressor.load(tmp_path, base, fresh(base), 8).fingerprint
     other = PooledCompressor.load(tmp_path, base, fresh(base), 4)
     assert other.fingerprint != loaded.fingerprint
     assert not other.gate_passed, "each ratio has its own gate"
+
+
+def test_a_verdict_is_of_the_weights_and_the_reader_that_were_measured(base: BaseModel, tmp_path: Path) -> None:
+    write(base, tmp_path)
+    assert PooledCompressor.load(tmp_path, base, fresh(base), 8).gate_passed
+    reader = fresh(base)
+    reader.create("reader", rank=2, alpha=2)
+    reader.save("reader", tmp_path / "reader", "tiny")
+    assert not PooledCompressor.load(tmp_path, base, fresh(base), 8).gate_passed, "with another reader"
+    shutil.rmtree(tmp_path / "reader")
+    weights = load_file(tmp_path / "projector.safetensors")
+    save_file(weights | {"scale": weights["scale"] * 2}, tmp_path / "projector.safetensors")
+    assert not PooledCompressor.load(tmp_path, base, fresh(base), 8).gate_passed, "of other weights"
 
 
 def test_the_encoder_is_an_adapter_that_others_do_not_see(base: BaseModel) -> None:

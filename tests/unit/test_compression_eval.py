@@ -15,6 +15,7 @@ import torch
 from memoryd.__main__ import main
 from memoryd.compress import pooled
 from memoryd.compress.card import read_card
+from memoryd.compress.load import load_compressor
 from memoryd.compress.pooled import Projector
 from memoryd.compress.slots import LearnedTokens, SlotSettings, save
 from memoryd.engine.adapters import ENCODER, Adapters
@@ -22,6 +23,7 @@ from memoryd.engine.base_model import load_base_model
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.arms import AT_A_RATIO, INT8, show, slots
+from memoryd.eval.choices import choose
 from memoryd.eval.compression_data import SETS, Case, cases
 from memoryd.eval.compression_rows import hybrid_rows, int8_rows, score
 from memoryd.eval.generate import answers
@@ -100,6 +102,7 @@ def test_arms_have_equal_slots(data: Path, path: Path, ratio: int) -> None:
             assert (soft, text) == (k, [])
         if arm == "wrong":
             assert not set(shown.chunks.values()) & set(case.chunks)
+            assert [block.title for block in shown.blocks] == [case.title] * 2, "all that differs are the embeddings"
         if arm == "hybrid":
             assert (soft, text) == (k, [case.passage])
     assert [block.text for block in show("raw", case, tokenizer, slots_of).blocks] == list(case.chunks)  # type: ignore[union-attr]
@@ -107,9 +110,24 @@ def test_arms_have_equal_slots(data: Path, path: Path, ratio: int) -> None:
     assert show(INT8, case, tokenizer, slots_of) == show("compressed", case, tokenizer, slots_of)
 
 
-def test_a_choice_is_the_option_that_the_answer_is_most_like() -> None:
-    case = Case("quality", "?", ("in Lisbon",), ("in Porto", "in Lisbon"), "", "", (), "", (), "")
-    assert [score(case, said) for said in ("Lisbon", "Porto", "the city of Lisbon", "nobody knows")] == [1, 0, 1, 0]
+def test_a_choice_is_the_likeliest_option(path: Path) -> None:
+    base, tokenizer = load_base_model(path), TextTokenizer(path)
+    prompt = tokenizer.encode("Where is the river?")
+    prompt_TD = base.model.get_input_embeddings()(torch.tensor(prompt))
+    options = ("in Lisbon", "in the old city of Porto", "Faro")
+
+    def likely(option: str, head: list[int]) -> float:
+        ids = tokenizer.encode(f"[1] {option}")[len(head) :] if head else tokenizer.encode(option)
+        with torch.inference_mode():
+            logits_TV = base.model(torch.tensor([prompt + head + ids])).logits[0].log_softmax(-1)
+        return sum(float(logits_TV[len(prompt + head) + n - 1, token]) for n, token in enumerate(ids)) / len(ids)
+
+    for cites, head in ((False, []), (True, tokenizer.encode("[1]"))):
+        wanted = max(options, key=lambda option: likely(option, head))
+        assert choose(base.model, tokenizer, prompt_TD, options, cites) == wanted
+        assert choose(base.model, tokenizer, prompt_TD, options[::-1], cites) == wanted
+    case = Case("quality", "?", ("in Lisbon",), options, "", "", (), "", (), "")
+    assert [score(case, said) for said in options] == [1, 0, 0]
 
 
 def test_int8_is_held_against_bfloat16_question_by_question() -> None:
@@ -173,9 +191,10 @@ def test_it_measures_and_writes_the_verdict(data: Path, path: Path, tmp_path: Pa
     assert 64 / 8 < small < plain
     assert plain > 2 * 64 / 8
     assert "gate at 8x: not passed" in said
-    gate = read_card(tmp_path).gate(8)
+    gate = read_card(tmp_path).gates[8]
     assert gate.figures["questions"] == 5
     assert not gate.passed
+    assert (gate.compressor, gate.reader) == (load_compressor(tmp_path, base, Adapters(base), 8).fingerprint, "")
     assert main(["eval", "compression", *where, *sizes, "--sets", "squad", "--texts", "1", "--no-int8"]) == 0
     assert "int8 at 8x" not in capsys.readouterr().out
     assert main(["eval", "nothing"]) == 2
@@ -221,4 +240,4 @@ def test_a_compressor_of_another_kind_is_measured_at_its_own_ratio(
     assert "compressed at 8x: F1" in said
     assert re.search(r"slots at 8x +8\.000", said)
     assert "at 4x" not in said
-    assert read_card(tmp_path).gate(8).figures["questions"] == 1
+    assert read_card(tmp_path).gates[8].figures["questions"] == 1
