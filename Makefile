@@ -55,16 +55,16 @@ bench: install ## measure speed; writes docs/figures and the tables made from it
 	$(BIN)/python -m bench
 
 bench-learn: install ## measure finetuning on compressed context against raw text
-	$(BIN)/python -m bench.learn
+	$(BIN)/python -m bench.learn --data-dir .run/data
 
 quality: install ## measure answers: make quality DATA=folder [COMPRESSOR=folder, which opens or shuts its gate]
 	@test -n "$(DATA)" || { echo "say where the data is: make quality DATA=folder"; exit 2; }
 	$(BIN)/memoryd eval reader --data "$(DATA)"
 	test -z "$(COMPRESSOR)" || $(BIN)/memoryd eval compression --data "$(DATA)" --compressor "$(COMPRESSOR)" --gate --keep .run/compression-answers.jsonl
 
-quality-learn: install ## measure learning: make quality-learn DATA=folder [COMPRESSOR=folder]; goes on after a stop
+quality-learn: install ## measure learning: make quality-learn DATA=folder [COMPRESSOR=folder] [WORK=folder]; goes on after a stop
 	@test -n "$(DATA)" || { echo "say where the data is: make quality-learn DATA=folder"; exit 2; }
-	$(BIN)/memoryd eval learning --data "$(DATA)" --work .run/learning $(if $(COMPRESSOR),--compressor "$(COMPRESSOR)")
+	$(BIN)/memoryd eval learning --data "$(DATA)" --work "$(or $(WORK),.run/learning)" $(if $(COMPRESSOR),--compressor "$(COMPRESSOR)")
 
 docs: install ## tables and pictures from docs/figures
 	$(BIN)/python -m memoryd.eval.figures

@@ -1,5 +1,7 @@
 """Compressing: its rate against a plain forward pass of the same tokens, and what it stores for each of them.
 
+The compressor does the work of a trained one, its encoder's LoRA included; the forward pass is without any adapter.
+
 In this process, without a daemon: one chunk at a time, as the worker does on a CPU.
 """
 
@@ -19,14 +21,16 @@ from memoryd.compress import codec
 from memoryd.compress.card import RATIOS
 from memoryd.compress.chunker import chunk_text
 from memoryd.compress.pooled import PooledCompressor
-from memoryd.engine.adapters import Adapters
+from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel, load_base_model
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.runner import to_bytes
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.figures import Row
+from memoryd.learn.compressor_recipe import RECIPES
 
 CHUNK = 512
+RANK = RECIPES["cpu"].encoder_rank
 CHUNKS = 20
 
 
@@ -53,7 +57,12 @@ def compress(data_dir: Path) -> list[Row]:
 
 
 def as_trained(base: BaseModel, adapters: Adapters, ratio: int) -> PooledCompressor:
-    """One that does all the work of a trained one: an untrained one needs no pass of the encoder, and makes none."""
+    """One that does all the work of a trained one: the encoder's pass, which an untrained one leaves out, with a LoRA on every
+    linear layer, of the rank that is trained on a CPU. What it makes means nothing."""
+    with torch.no_grad():
+        for parameter in adapters.create(ENCODER, RANK, 2 * RANK):
+            parameter.normal_(std=1e-3)
+    adapters.install(ENCODER, adapters.state(ENCODER), 2.0, "the benchmark's encoder")  # as one that was loaded is held
     compressor = PooledCompressor.untrained(base, adapters, ratio)
     compressor.projector.down.weight.fill_(1e-3)
     return compressor

@@ -41,6 +41,7 @@ from memoryd.learn.contexts import ContextMaker
 from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.job import LearnJob
 from memoryd.learn.policy import LearnPolicy
+from memoryd.learn.runs import Runs
 from memoryd.learn.study import Asker, StudyJob
 from memoryd.learn.teacher import Teacher
 from memoryd.lock import DataDirLock
@@ -88,6 +89,7 @@ class Parts:
     server: grpc.aio.Server
     health: Health
     handlers: Mapping[JobKind, Any]
+    policy: LearnPolicy
 
 
 class Daemon:
@@ -182,7 +184,7 @@ class Daemon:
         settings = self._settings
         jobs = JobRunner(ledger, settings.job_slots, settings.job_lease_seconds, settings.job_attempts)
         texts = Texts(ledger, blobs)
-        embeddings = EmbeddingStore(blobs, cache)
+        embeddings = EmbeddingStore(ledger, blobs, cache)
         indexer = Indexer(ledger, texts, index, models)
         searcher = Searcher(ledger, index, texts, models)
         usage = UsageMeter(ledger)
@@ -203,11 +205,12 @@ class Daemon:
         server = build(settings, servicers, CallInterceptor(Authenticator(ledger, secret)), self._health)
         contexts = ContextMaker(searcher, assembler, models)
         eraser = AdapterEraser(adapters, blobs, cache)
+        runs = Runs(ledger, eraser, settings.data_dir / "learning")
         learning = LearnJob(
-            *(ledger, blobs, models, contexts, adapters, eraser),
+            *(ledger, blobs, models, contexts, adapters, runs),
             settings.learn_settings,
             settings.learn_epochs,
-            settings.data_dir / "learning",
+            settings.learn_keep,
         )
         policy = LearnPolicy(ledger, settings.learn_after_tokens, settings.learn_after_seconds)
         asker: Asker = LocalAsker(models)
@@ -217,10 +220,10 @@ class Daemon:
             JobKind.STUDY: StudyJob(ledger, texts, models, asker),
             JobKind.LEARN: learning,
             JobKind.COMPRESS: policy.after(CompressJob(ledger, blobs, indexer, models, texts, settings.embedding_storage)),
-            JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, eraser, learning, jobs),
+            JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, eraser, runs, jobs),
             JobKind.REINDEX: ReindexJob(ledger, indexer),
         }
-        return Parts(ledger, blobs, index, cache, models, usage, jobs, server, self._health, handlers)
+        return Parts(ledger, blobs, index, cache, models, usage, jobs, server, self._health, handlers, policy)
 
     async def _recover(self, parts: Parts) -> None:
         """What an earlier daemon may have left undone, besides its jobs, which come back by themselves."""
@@ -251,6 +254,7 @@ class Daemon:
         metering = self._background(parts.usage.run())
         reclaiming = self._background(self._reclaim(parts))
         recompressing = self._background(self._recompress(parts))
+        considering = self._background(parts.policy.run())
         stack.push_async_callback(parts.server.stop, 0)
         await parts.server.start()
         await self._health.set(all(self._up.values()))
@@ -259,7 +263,7 @@ class Daemon:
         self._log.info("draining", seconds=self._settings.drain_seconds)
         await self._health.set(False)
         await asyncio.gather(parts.server.stop(self._settings.drain_seconds), parts.jobs.drain())
-        for task in (running, flushing, metering, reclaiming, recompressing):
+        for task in (running, flushing, metering, reclaiming, recompressing, considering):
             await _cancelled(task)
         with contextlib.suppress(MemorydError):  # the counts of the last second are not worth a failed stop
             await asyncio.to_thread(parts.usage.flush)

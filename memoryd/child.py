@@ -22,7 +22,7 @@ from typing import IO
 import psutil
 import structlog
 
-from memoryd.errors import Unavailable
+from memoryd.errors import MemorydError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +90,7 @@ class ChildProcess:
         await asyncio.to_thread(self._end_leftover)
         with self._open_log() as output:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *self.spec.command),
+                *ending_with_us(self.spec.command),
                 env={**os.environ, **self.spec.env},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
@@ -185,6 +185,11 @@ class ChildProcess:
                 process.wait(self.spec.stop_timeout)
 
 
+def ending_with_us(command: Sequence[str]) -> list[str]:
+    """The command as one that the kernel (Linux) kills when the thread that starts it ends, however that came."""
+    return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command]
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """How `supervise` watches and restarts. Times are in seconds."""
@@ -216,7 +221,7 @@ async def supervise(
                 await child.start()
             on_change(ChildState.READY, "")
             why = await _until_down(child, backoff)
-        except Unavailable as error:
+        except MemorydError as error:  # not Unavailable alone: what is wrong with its files may be put right meanwhile
             why = error.message
         except OSError as error:  # the program or the log file is not there
             why = f"{child.spec.name} cannot be started: {error.strerror}"

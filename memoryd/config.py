@@ -73,11 +73,22 @@ class Settings(BaseModel):
     learn_targets: Annotated[
         str, Field(min_length=1, description="names of the linear layers that it changes, with commas between them")
     ] = "q_proj,k_proj,v_proj,o_proj"
+    learn_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="share of its input that is left out at random while it is trained")
+    ] = 0.0
+    learn_rslora: Annotated[bool, Field(description="divide alpha by the root of the rank, not by the rank (rsLoRA)")] = False
     learn_rate: Annotated[float, Field(gt=0, le=0.1, description="peak of the learning rate")] = 5e-4
     learn_epochs: Annotated[int, Field(ge=1, le=100, description="passes over the examples")] = 3
     learn_batch: Annotated[
         int, Field(ge=1, le=1024, description="contexts in a step of the optimizer; fewer where a memory is small")
     ] = 8
+    learn_checkpoint_seconds: Annotated[
+        float, Field(ge=0, description="from checkpoint to checkpoint: what a kill or a cancel costs at most")
+    ] = 60.0
+    learn_keep: Annotated[
+        int,
+        Field(ge=0, description="adapters kept beside the active one and the one that a rollback would serve; 0: all"),
+    ] = 5
     learn_after_tokens: Annotated[
         int, Field(ge=0, description="new text in a memory that makes it study and learn by itself; 0: only when asked")
     ] = 0
@@ -160,7 +171,17 @@ class Settings(BaseModel):
     def learn_settings(self) -> LearnSettings:
         """As the worker takes them. One pass: the passes that are configured are made of different contexts."""
         targets = tuple(name.strip() for name in self.learn_targets.split(",") if name.strip())
-        return LearnSettings(self.learn_rank, self.learn_alpha, targets, self.learn_rate, epochs=1.0, batch=self.learn_batch)
+        return LearnSettings(
+            self.learn_rank,
+            self.learn_alpha,
+            targets,
+            self.learn_rate,
+            epochs=1.0,
+            batch=self.learn_batch,
+            checkpoint_seconds=self.learn_checkpoint_seconds,
+            dropout=self.learn_dropout,
+            rslora=self.learn_rslora,
+        )
 
     @property
     def host(self) -> str:

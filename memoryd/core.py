@@ -219,6 +219,8 @@ class Adapter:
     documents: int = 0
     judgement: Mapping[str, Any] = field(default_factory=dict)
     """As `learn/judge.py` makes it; empty for an imported one."""
+    gather_time: datetime | None = None
+    """When what it was trained on was gathered: it does not know what was written later. None for an imported one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,20 @@ class Request:
     digest: str
 
 
+Receipt = Mapping[str, str | float]
+"""What a job reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unlearned:
+    """What a memory has to learn still. `tokens` are of documents written since it was last gathered what to learn; `asked` is
+    when learning or studying was last asked for, or an adapter made; `learning` is whether it does either now."""
+
+    tokens: int
+    asked: datetime | None
+    learning: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """Durable background work. `receipt` is what a succeeded job reports, and until then what it knows of that already."""
@@ -256,7 +272,7 @@ class Job:
     attempts: int = 0
     error: str = ""
     payload: Mapping[str, str] = field(default_factory=dict)
-    receipt: Mapping[str, str | int] = field(default_factory=dict)
+    receipt: Receipt = field(default_factory=dict)
     end_time: datetime | None = None
 
     @property
@@ -279,6 +295,11 @@ class Usage:
     searches: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+
+
+def gathered_at(payload: Mapping[str, str], otherwise: datetime) -> datetime:
+    """When what a job learns from was gathered, where it follows one that did that."""
+    return datetime.fromisoformat(payload["gathered"]) if "gathered" in payload else otherwise
 
 
 def new_id() -> str:

@@ -18,7 +18,7 @@ from memoryd.core import Job, document_prefix, made_at, now
 from memoryd.errors import NotFound
 from memoryd.jobs import JobRunner, NotYet, Progress
 from memoryd.learn.eraser import AdapterEraser
-from memoryd.learn.job import LearnJob
+from memoryd.learn.runs import Runs
 from memoryd.recall.embeddings import EmbeddingStore, cache_prefix
 from memoryd.store.base import Blobs, Cache, Index, Ledger
 
@@ -48,7 +48,7 @@ class EraseJob:
         cache: Cache,
         embeddings: EmbeddingStore,
         eraser: AdapterEraser,
-        learning: LearnJob,
+        runs: Runs,
         jobs: JobRunner,
     ) -> None:
         self._ledger = ledger
@@ -57,7 +57,7 @@ class EraseJob:
         self._cache = cache
         self._embeddings = embeddings
         self._eraser = eraser
-        self._learning = learning
+        self._runs = runs
         self._jobs = jobs
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
@@ -88,8 +88,8 @@ class EraseJob:
         }
 
     async def _erase_learned(self, tenant: str) -> dict[str, int]:
-        """What tainted adapters are made of, and what runs that were cancelled left."""
-        await self._learning.sweep(tenant)
+        """What tainted adapters are made of, and the runs that have seen what is deleted."""
+        await self._runs.sweep(tenant)
         tainted = await asyncio.to_thread(self._ledger.tainted_adapters, tenant)
         erased = Counter(adapters=len(tainted), blobs=0, cache_keys=0)
         for adapter in tainted:

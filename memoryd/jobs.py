@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from memoryd import core, log
-from memoryd.core import LEARNING, Job, JobKind, JobState
+from memoryd.core import LEARNING, Job, JobKind, JobState, Receipt
 from memoryd.errors import MemorydError, ResourceExhausted, Unavailable
 from memoryd.store.base import Ledger
 
@@ -57,7 +57,7 @@ class Progress:
         self.job = replace(self.job, stage=stage, done=done, total=total, rate=round(rate, 3))
         self._published()
 
-    def note(self, **facts: str | int) -> None:
+    def note(self, **facts: str | float) -> None:
         """Adds to the receipt. Kept together with the stage: whoever takes the job up from there finds it in `job.receipt`."""
         self.job = replace(self.job, receipt={**self.job.receipt, **facts})
 
@@ -76,7 +76,7 @@ class Progress:
         raise GiveWay
 
 
-Handler = Callable[[Job, Progress], Awaitable[Mapping[str, str | int]]]
+Handler = Callable[[Job, Progress], Awaitable[Receipt]]
 
 
 class JobRunner:
@@ -184,7 +184,7 @@ class JobRunner:
         for progress in self._running.values():
             if progress.job.id == job.id and job.state is JobState.RUNNING:
                 live = progress.job
-                return replace(job, stage=live.stage, done=live.done, total=live.total, rate=live.rate)
+                return replace(job, stage=live.stage, done=live.done, total=live.total, rate=live.rate, receipt=live.receipt)
         return job
 
     def _has(self, job: Job) -> bool:

@@ -11,7 +11,8 @@ from memoryd.worker.client import WorkerClient, WorkerInfo
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """`tokenizer` is the base model's, `retrieval` counts as the retrieval encoder does. A restarted worker has the same."""
+    """`tokenizer` is the base model's, `retrieval` counts as the retrieval encoder does. A restarted worker has the same, or is
+    not let in (`worker/child.py`)."""
 
     worker: WorkerClient
     info: WorkerInfo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 _PLAIN = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -25,29 +26,30 @@ _WORDS = (
 )
 
 
-def make_tiny_model(kind: str, path: Path, seed: int = 0) -> Path:
-    """A random causal LM of two layers with d_model 64 in ``path``; ``kind`` is llama, qwen3 or mistral."""
+def make_tiny_model(kind: str, path: Path, seed: int = 0, **settings: Any) -> Path:
+    """A random causal LM of two layers with d_model 64 in ``path``; ``kind`` is llama, qwen3 or mistral. ``settings`` go
+    into its configuration."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     _make_tokenizer(kind, path)
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=600,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=4096,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        sliding_window=None,
-        tie_word_embeddings=False,
-    )
+    usual: dict[str, Any] = {
+        "vocab_size": 600,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+    }
+    config = AutoConfig.for_model(kind, **usual | settings)
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path
 

@@ -109,7 +109,14 @@ def job_metadata(job: core.Job) -> jobs_pb2.JobMetadata:
         error=job.error,
         create_time=timestamp(job.create_time),
         end_time=timestamp(job.end_time),
+        loss=job.receipt.get("loss") if job.kind is core.JobKind.LEARN else None,  # type: ignore[arg-type]  # a number
+        seconds_left=_seconds_left(job),
     )
+
+
+def _seconds_left(job: core.Job) -> float | None:
+    known = job.state is core.JobState.RUNNING and job.rate > 0 and job.total
+    return max(0, job.total - job.done) / job.rate if known else None
 
 
 def operation(job: core.Job) -> operations_pb2.Operation:
@@ -194,7 +201,34 @@ def adapter(value: core.Adapter) -> learn_pb2.Adapter:
         document_count=value.documents,
         size_bytes=value.size_bytes,
         judgement=_judgement(value.judgement) if value.judgement else None,
+        gather_time=timestamp(value.gather_time),
     )
+
+
+def lineage(said: Mapping[str, Any]) -> learn_pb2.Lineage:
+    """Of a lineage.json. An imported one may say anything: what is not as ours is left out."""
+    lists = {name: said[name] for name in ("documents", "modes") if isinstance(said.get(name), list)}
+    counts = {name: said[name] for name in ("epochs", "steps") if _is_count(said.get(name))}
+    numbers = {n: said[n] for n in ("learning_rate", "seconds") if isinstance(said.get(n), float) or _is_count(said.get(n))}
+    return learn_pb2.Lineage(
+        documents=[name for name in lists.get("documents", []) if _is_name(name)][:_LINEAGE_DOCUMENTS],
+        modes=[recall_pb2.Mode.Value(f"MODE_{mode}") for mode in _MODES if mode in lists.get("modes", [])],  # type: ignore[misc]  # the numbers are the proto's
+        imported_from=said["imported_from"] if _is_name(said.get("imported_from")) else "",
+        **counts,
+        **numbers,
+    )
+
+
+_LINEAGE_DOCUMENTS = 10_000
+_MODES = ("TEXT", "COMPRESSED", "HYBRID")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 256 and value.isprintable()
 
 
 def _judgement(kept: Mapping[str, Any]) -> learn_pb2.Judgement:

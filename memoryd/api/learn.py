@@ -17,7 +17,7 @@ from memoryd.errors import FailedPrecondition, InvalidArgument, ResourceExhauste
 from memoryd.jobs import JobRunner
 from memoryd.learn.adapter_files import MAX_BYTES, AdapterFiles, pack_files, unpack_files
 from memoryd.learn.curve import draw
-from memoryd.learn.imported import imported
+from memoryd.learn.imported import imported, named_documents
 from memoryd.models import Models
 from memoryd.recall.adapters import AdapterStore, blob_key
 from memoryd.recall.prompt import REFUSAL
@@ -134,6 +134,7 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
             files = await asyncio.to_thread(self._adapters.read, tenant(), adapter)
             points = [json.loads(line) for line in files.curve.decode().splitlines()]
             points = points[:: len(points) // _POINTS + 1]
+            out.lineage.CopyFrom(convert.lineage(files.lineage))
             out.curve.extend(learn_pb2.LossPoint(step=p["step"], loss=p["loss"]) for p in points)
             if points:
                 out.curve_png = await asyncio.to_thread(draw, points)
@@ -165,9 +166,15 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         adapter = await asyncio.to_thread(self._ledger.get_adapter, tenant(), *convert.child_ids(request.name))
         if adapter.state is AdapterState.TAINTED:
             raise FailedPrecondition("the adapter was trained with a document that is deleted", reason="ADAPTER_TAINTED")
-        data = await asyncio.to_thread(lambda: pack_files(self._adapters.read(adapter.tenant, adapter)))
+        data = await asyncio.to_thread(self._packed, adapter)
         for at in range(0, len(data), _PIECE):
             yield learn_pb2.ExportAdapterResponse(data=data[at : at + _PIECE])
+
+    def _packed(self, adapter: core.Adapter) -> bytes:
+        """Its archive, of which the ledger knows before anybody has it. Blocks."""
+        files = self._adapters.read(adapter.tenant, adapter)
+        self._ledger.record_export(adapter.tenant, adapter.memory, adapter.id, files.weights_sha256)
+        return pack_files(files)
 
     async def ImportAdapter(
         self, request_iterator: AsyncIterator[learn_pb2.ImportAdapterRequest], context: Any
@@ -201,16 +208,12 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
     async def _record(self, adapter: core.Adapter, files: AdapterFiles) -> core.Adapter:
         """Blob, then row. FailedPrecondition where it may not be."""
         key = blob_key(adapter.tenant, adapter.memory, adapter.id)
-        archive = await asyncio.to_thread(pack_files, files)
+        archive, weights = await asyncio.to_thread(lambda: (pack_files(files), files.weights_sha256))
         await _ended(asyncio.to_thread(self._blobs.put, adapter.tenant, key, archive))
-        said = files.lineage.get("documents")
-        named = [name.rpartition("/")[2] for name in said if isinstance(name, str)] if isinstance(said, list) else []
-        # Where it comes back to where it was made, deleting one of them taints it.
-        known = await asyncio.to_thread(self._ledger.get_documents, adapter.tenant, named)
-        recorded = await _ended(asyncio.to_thread(self._ledger.add_adapter, adapter, sorted(known), False))
+        named = named_documents(files.lineage)
+        recorded = await _ended(asyncio.to_thread(self._ledger.add_adapter, adapter, named, False, weights))
         if recorded is None:
-            why = "the memory, or a document that the adapter was trained with, was deleted meanwhile"
-            raise FailedPrecondition(why, reason="MEMORY_DELETED")
+            raise FailedPrecondition("the memory was deleted meanwhile", reason="MEMORY_DELETED")
         return recorded
 
     async def _undo_import(self, adapter: core.Adapter) -> None:

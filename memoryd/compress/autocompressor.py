@@ -1,7 +1,9 @@
 """The autocompressor: 1536 tokens to 50 summary vectors, accumulated (Chevalier et al. 2023, arXiv 2305.14788); LLoCO's own.
 
 The published checkpoints are whole models of the Llama family with the summary tokens in `embed_summary.weight` and
-`summary_length` and `accumulate_summary` in config.json: such a directory is base model and compressor in one.
+`summary_length` and `accumulate_summary` in config.json: such a directory is base model and compressor in one. Others are
+refused: the summary vectors of the OPT ones have no positions, which memoryd's prompts give them, and those that do not
+accumulate keep only the last segment's summary of a text.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from memoryd.compress.card import CONFIG, Gate
 from memoryd.compress.slots import LearnedTokens, SlotCompressor, SlotSettings
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel, fingerprint
-from memoryd.errors import DataLoss, FingerprintMismatch
+from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch
 
 KIND = "autocompressor"
 SETTINGS = SlotSettings(KIND, segment=1536, accumulate=True)
@@ -41,8 +43,13 @@ def is_published(directory: Path) -> bool:
 
 
 def load(directory: Path, base: BaseModel, adapters: Adapters) -> SlotCompressor:
-    """Raises FingerprintMismatch where it was made for another base model, DataLoss where it cannot be read."""
+    """Raises FingerprintMismatch where it was made for another base model, DataLoss where it cannot be read,
+    FailedPrecondition where it is not of the kind that is served."""
     config = json.loads((directory / CONFIG).read_text())
+    if (family := config.get("model_type")) != "llama":
+        raise FailedPrecondition(f"compressor in {directory} is an autocompressor of the {family} family: use one of Llama's")
+    if not config.get("accumulate_summary"):
+        raise FailedPrecondition(f"compressor in {directory} does not accumulate summaries: use an autocompressor that does")
     own = fingerprint(directory)
     if own != base.fingerprint:
         raise FingerprintMismatch(
@@ -53,8 +60,7 @@ def load(directory: Path, base: BaseModel, adapters: Adapters) -> SlotCompressor
     slots_SD = _summary(directory)
     if slots_SD.shape != (int(config["summary_length"]), base.d_model):
         raise DataLoss(f"compressor in {directory} has {_SUMMARY} of shape {tuple(slots_SD.shape)}")
-    settings = SlotSettings(KIND, SETTINGS.segment, bool(config.get("accumulate_summary", False)))
-    return SlotCompressor(base, adapters, LearnedTokens(slots_SD), settings, Gate())
+    return SlotCompressor(base, adapters, LearnedTokens(slots_SD), SETTINGS, Gate())
 
 
 def _summary(directory: Path) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -49,6 +49,19 @@ class Trainable(Compressor, Protocol):
 
     def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[Tensor]:
         """As `compress`, at any ratio that it has, with gradients."""
+
+
+@runtime_checkable
+class Appending(Protocol):
+    """A compressor that reads more than the tokens of a chunk."""
+
+    def positions(self, tokens: int) -> int:
+        """How many positions its widest pass over a chunk of so many tokens takes."""
+
+
+def positions(compressor: Compressor, tokens: int) -> int:
+    """What a chunk of so many tokens takes in the widest pass over it: what bounds a micro-batch."""
+    return compressor.positions(tokens) if isinstance(compressor, Appending) else tokens
 
 
 def check_chunks(chunks: Sequence[Sequence[int]], max_positions: int, vocabulary: int) -> None:

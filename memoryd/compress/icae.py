@@ -4,6 +4,9 @@ A published checkpoint is one safetensors file of the training module's state: t
 `icae.base_model.model.…lora_A.default.weight`, and `memory_token_embed.weight`, whose last three rows are tokens that tell
 the decoder what to do and are no slots. It does not say for which base model it was made: the shapes must fit. The decoder
 is the base model with the adapter off; memoryd's prompts have no token of the paper's "now answer" kind.
+
+No token opens a segment: the published models were tuned on inputs without one, though their script for inference puts one
+before a text's first segment, and only there. A chunk may begin anywhere in its document.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor
 
 from memoryd.compress.card import Gate
 from memoryd.compress.slots import LearnedTokens, SlotCompressor, SlotSettings
-from memoryd.engine.adapters import ENCODER, Adapters
+from memoryd.engine.adapters import ENCODER, Adapters, folded
 from memoryd.engine.base_model import BaseModel
 from memoryd.errors import DataLoss
 
@@ -66,4 +69,5 @@ def load(directory: Path, base: BaseModel, adapters: Adapters) -> SlotCompressor
         raise DataLoss(f"compressor in {directory} has no LoRA")
     rank = next(tensor.shape[0] for key, tensor in lora.items() if ".lora_A." in key)
     adapters.install(ENCODER, lora, _ALPHA / rank, f"compressor in {directory}")
-    return SlotCompressor(base, adapters, LearnedTokens(slots_SD), SlotSettings(KIND, _RATE * slots_SD.shape[0], False), Gate())
+    settings = SlotSettings(KIND, _RATE * slots_SD.shape[0], accumulate=False)
+    return SlotCompressor(base, adapters, LearnedTokens(slots_SD), settings, Gate(), folded(lora, _ALPHA / rank))

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import codecs
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from memoryd.compress import codec
 from memoryd.compress.chunker import Limits
 from memoryd.compress.rechunk import rechunk_text
 from memoryd.compress.reuse import old_chunks, reuse
-from memoryd.core import Chunk, Document, Job, Stage, embeddings_key
+from memoryd.core import Chunk, Document, Job, Receipt, Stage, embeddings_key
 from memoryd.errors import NotFound
 from memoryd.jobs import Progress, Stopped
 from memoryd.models import Models
@@ -42,7 +42,7 @@ class CompressJob:
         self._texts = texts
         self._storage = storage  # of what is made from now on: both are read
 
-    async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
+    async def __call__(self, job: Job, progress: Progress) -> Receipt:
         document = await self._document(job)
         if document.stage < Stage.SEARCHABLE:
             if job.stage not in ("reuse", "index"):

@@ -33,7 +33,7 @@ from torch.nn.functional import gelu, rms_norm
 from memoryd.compress.base import check_chunks
 from memoryd.compress.card import RATIOS, Card, Gate, fingerprint_of, read_card, write_card
 from memoryd.compress.chunker import Limits
-from memoryd.engine.adapters import ENCODER, Adapters
+from memoryd.engine.adapters import ENCODER, Adapters, stored
 from memoryd.engine.base_model import BaseModel
 from memoryd.errors import DataLoss, FailedPrecondition, InvalidArgument
 
@@ -93,8 +93,20 @@ class PooledCompressor:
     name = KIND
     chunk_tokens = Limits().chunk_tokens
 
-    def __init__(self, base: BaseModel, adapters: Adapters, projector: Projector, ratio: int, gate: Gate) -> None:
-        """The encoder is the base model with the adapter ENCODER; without one, the base model itself."""
+    def __init__(
+        self,
+        base: BaseModel,
+        adapters: Adapters,
+        projector: Projector,
+        ratio: int,
+        gate: Gate,
+        encoder: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """The encoder is the base model with the adapter ENCODER; without one, the base model itself.
+
+        `encoder`: the weights of ENCODER as they are stored, since `adapters` holds them in the base model's dtype, and the
+        fingerprint must be the same on every device. None while they are trained.
+        """
         if ratio not in RATIOS:
             raise InvalidArgument(f"ratio {ratio} is not one of {', '.join(map(str, RATIOS))}")
         model: Any = base.model  # transformers types its models' attributes loosely
@@ -105,8 +117,9 @@ class PooledCompressor:
         self.ratio = ratio
         self.gate = gate
         self.projector = projector.to(device=table_VD.device, dtype=torch.float32)
-        encoder = adapters.state(ENCODER) if adapters.has(ENCODER) else {}
-        self.fingerprint = fingerprint_of([KIND, ratio, base.fingerprint], _weights(projector) | encoder)
+        if encoder is None:
+            encoder = adapters.state(ENCODER) if adapters.has(ENCODER) else {}
+        self.fingerprint = fingerprint_of([KIND, ratio, base.fingerprint], {**_weights(projector), **encoder})
         self._table_rms = float(table_VD.float().pow(2).mean().sqrt())
         self._max_positions = int(model.config.max_position_embeddings)
 
@@ -133,9 +146,11 @@ class PooledCompressor:
             projector.load_state_dict(load_file(directory / _WEIGHTS))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise DataLoss(f"compressor in {directory} has no readable {_WEIGHTS}: {error}") from error
+        encoder: Mapping[str, Tensor] = {}
         if (directory / ENCODER).is_dir():
             adapters.load(ENCODER, directory / ENCODER)
-        made = cls(base, adapters, projector.eval().requires_grad_(False), ratio, Gate())
+            encoder = stored(directory / ENCODER)
+        made = cls(base, adapters, projector.eval().requires_grad_(False), ratio, Gate(), encoder)
         made.gate = card.gate(directory, ratio, made.fingerprint)
         return made
 

@@ -1,6 +1,7 @@
 """After a change of compressor, ratio or base model: what others made is made again, in the background, from the kept text.
 
 Nothing made by another compressor is ever served (`recall/embeddings.py`), so until its turn comes a chunk is read as text.
+A document whose last job was cancelled or is DEAD has its turn too: another compressor may do better.
 """
 
 from __future__ import annotations

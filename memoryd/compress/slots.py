@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from memoryd.compress.base import check_chunks
 from memoryd.compress.card import Card, Gate, fingerprint_of, write_card
-from memoryd.engine.adapters import ENCODER, Adapters
+from memoryd.engine.adapters import ENCODER, Adapters, stored
 from memoryd.engine.base_model import BaseModel
 from memoryd.errors import DataLoss, InvalidArgument
 
@@ -47,7 +47,17 @@ class LearnedTokens(nn.Module):
 class SlotCompressor:
     """Implements `Compressor` on a base model that it shares, with the adapter ENCODER where there is one."""
 
-    def __init__(self, base: BaseModel, adapters: Adapters, tokens: LearnedTokens, settings: SlotSettings, gate: Gate) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        adapters: Adapters,
+        tokens: LearnedTokens,
+        settings: SlotSettings,
+        gate: Gate,
+        encoder: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """`encoder`: the weights of ENCODER as they are stored, since `adapters` holds them in the base model's dtype, and the
+        fingerprint must be the same on every device. None while they are trained."""
         model: Any = base.model  # transformers types its models' attributes loosely
         self._transformer = model.base_model
         self._embed = model.get_input_embeddings()
@@ -57,7 +67,8 @@ class SlotCompressor:
         self._count = tokens.slots.shape[0]
         self.name = settings.kind
         self.gate = gate
-        encoder = adapters.state(ENCODER) if adapters.has(ENCODER) else {}
+        if encoder is None:
+            encoder = adapters.state(ENCODER) if adapters.has(ENCODER) else {}
         facts = [settings.kind, settings.segment, settings.accumulate, base.fingerprint]
         self.fingerprint = fingerprint_of(facts, {"slots": tokens.slots, **encoder})
         self._max_positions = int(model.config.max_position_embeddings)
@@ -84,6 +95,12 @@ class SlotCompressor:
         if ratio != self.ratio:
             raise InvalidArgument(f"the {self.name} has one ratio, {self.ratio}, and not {ratio}")
         return -(-tokens // self._settings.segment) * self._count
+
+    def positions(self, tokens: int) -> int:
+        """See `base.positions`."""
+        segments = -(-tokens // self._settings.segment)
+        slots = self._count * (segments if self._settings.accumulate else 1)  # the last segment sees those of all before it
+        return min(tokens, self._settings.segment) + slots
 
     def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[Tensor]:
         """`compress` with gradients: what training runs."""
@@ -159,8 +176,10 @@ def load(directory: Path, card: Card, base: BaseModel, adapters: Adapters) -> Sl
         raise DataLoss(f"compressor in {directory} has no readable {_WEIGHTS} or settings: {error}") from error
     if slots_SD.ndim != 2 or slots_SD.shape[1] != base.d_model or not 0 < slots_SD.shape[0] <= settings.segment:
         raise DataLoss(f"compressor in {directory} has slots of shape {tuple(slots_SD.shape)}")
+    encoder: Mapping[str, Tensor] = {}
     if (directory / ENCODER).is_dir():
         adapters.load(ENCODER, directory / ENCODER)
-    compressor = SlotCompressor(base, adapters, LearnedTokens(slots_SD), settings, Gate())
+        encoder = stored(directory / ENCODER)
+    compressor = SlotCompressor(base, adapters, LearnedTokens(slots_SD), settings, Gate(), encoder)
     compressor.gate = card.gate(directory, compressor.ratio, compressor.fingerprint)
     return compressor

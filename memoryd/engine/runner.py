@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from memoryd.compress.base import Compressor
+from memoryd.compress.base import Compressor, positions
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.engine.adapters import READER, Adapters
 from memoryd.engine.bank import Bank
@@ -27,7 +27,7 @@ from memoryd.engine.reader import Refusal
 from memoryd.engine.request import GenerateEvent, Generation, LearnEvent, Learning
 from memoryd.engine.scheduler import Decode, Embed, Item, Learn, Limits, Prefill, Scheduler, Step, Work
 from memoryd.engine.sequence import GeneratingSequence
-from memoryd.errors import FailedPrecondition, MemorydError, ResourceExhausted
+from memoryd.errors import FailedPrecondition, MemorydError, ResourceExhausted, Unavailable
 from memoryd.learn.learner import Learner
 
 _MAX_TEXT_TOKENS = 256  # of the retrieval encoder, which cuts longer texts
@@ -125,7 +125,7 @@ class Runner:
         self._prompts.check_chunks(chunks)
         for index, chunk in enumerate(chunks):
             self._chunks[call, index] = chunk
-        items = [Item(call, index, len(chunk)) for index, chunk in enumerate(chunks)]
+        items = [Item(call, index, positions(self._compressor, len(chunk))) for index, chunk in enumerate(chunks)]
         self._scheduler.add_items(Work.COMPRESS, items)
 
     def learn(self, call: int, learning: Learning) -> None:
@@ -144,9 +144,15 @@ class Runner:
         """Take a memory's adapter. Raises as `Bank.load`."""
         self._bank.load(adapter, config, weights, {name for s in self._sequences.values() for name, _ in s.blend})
 
-    def unload_adapter(self, adapter: str) -> None:
-        """Forget a memory's adapter, at once."""
+    def unload_adapter(self, adapter: str) -> list[Output]:
+        """Forget a memory's adapter, at once, and what is being generated with it: what the adapter wrote into keys and values
+        would be said from there without it. Those calls end with Unavailable (ADAPTER_UNLOADED)."""
         self._bank.unload(adapter)
+        with_it = [call for call, s in self._sequences.items() if any(name == adapter for name, _ in s.request.adapters)]
+        for call in with_it:
+            self.end(call)
+        why = "an adapter of this answer was deleted while it was given, or a document that the adapter knows: ask again"
+        return [Output(call, Unavailable(why, reason="ADAPTER_UNLOADED")) for call in with_it]
 
     def end(self, call: int) -> None:
         """Drop a call and all that it holds, finished or not. Unknown calls are fine."""

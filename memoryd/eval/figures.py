@@ -59,7 +59,9 @@ def write(name: str, rows: Sequence[Row], docs: Path = DOCS) -> Path:
 
 
 def read(name: str, docs: Path = DOCS) -> list[Row]:
-    return [Row(**row) for row in json.loads((docs / "figures" / f"{name}.json").read_text())]
+    """The rows that ``write`` wrote; a value that could not be measured is NaN again."""
+    rows = json.loads((docs / "figures" / f"{name}.json").read_text())
+    return [Row(**row | {"value": math.nan if row["value"] is None else row["value"]}) for row in rows]
 
 
 def render_all(docs: Path = DOCS) -> list[Path]:
@@ -139,6 +141,8 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
+    if math.isnan(value):
+        return "–"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}".removesuffix(".0")

@@ -23,10 +23,14 @@ class KeptAnswers:
         self._facts = json.dumps([str(fact) for fact in facts]).encode()
         self._answers: dict[str, str] = {}
         if path is not None and path.exists():
-            for line in path.read_text().splitlines():
+            text = path.read_text()
+            if text and not text.endswith("\n"):  # a kill cut the last line off: what comes next begins a new one
+                with path.open("a") as file:
+                    file.write("\n")
+            for line in text.splitlines():
                 try:
                     key, answer = json.loads(line)
-                except ValueError:  # the line that a kill cut off
+                except ValueError:  # such a line
                     continue
                 self._answers[key] = answer
 

@@ -3,190 +3,223 @@
     memoryd eval learning --data DIR --work DIR
 
 Three real memories on a real daemon: Wikipedia articles (squad), papers (qasper), meetings (qmsum). A part of each one's
-questions is asked: of another memory, of the reader alone, with an adapter of self-study alone, with one of the other
-questions supplied as examples; in all three modes. Hours on two cores: what was learned and answered stays in --work, and the
-same line goes on.
+questions is asked: of another memory, of the reader alone, with an adapter of self-study alone, with one of other questions
+supplied as examples. In TEXT, in HYBRID where the compressor's gate is open (else that answers as TEXT does), and half of them
+in COMPRESSED. Questions of another memory are put too, which each adapter should go on to refuse. Hours on two cores: what was
+learned and answered stays in --work, and the same line goes on after any stop.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from memoryd_client import Client, LearnReceipt, Memory, Mode, Stage, StudyReceipt
+from memoryd_client import Client, Memory, MemorydError, Mode
 
+from memoryd import config
+from memoryd.engine.reader import reader_fingerprint
+from memoryd.errors import SettingsError
 from memoryd.eval.figures import Row, render_all, write
 from memoryd.eval.kept_answers import KeptAnswers
-from memoryd.eval.metrics import bootstrap, f1, mean, rouge
-from memoryd.learn.reader_data import read_rows
+from memoryd.eval.learning_data import DOCUMENTS, Asked, Questions, load
+from memoryd.eval.learning_rows import (
+    AIMS,
+    gained,
+    headline,
+    learned_rows,
+    refusal_row,
+    score_rows,
+    scores_of,
+    study_rows,
+)
+from memoryd.eval.learning_steps import DAYS, Steps
+from memoryd.eval.settled import fingerprint_of_files, settle
+from memoryd.learn.asker import asker_path
 from memoryd.running import running_daemon
 
-DOCUMENTS = {"squad": 2, "qasper": 12, "qmsum": 14}
-MODES = (Mode.TEXT, Mode.HYBRID, Mode.COMPRESSED)
-ARMS = ("another memory", "reader", "self-study", "supplied")
+EX_CONFIG = 78
+ANOTHER, READER, STUDIED, SUPPLIED = "another memory", "reader", "self-study", "supplied"
 _MAX_TOKENS = {"squad": 44, "qasper": 64, "qmsum": 128}
-_AIMS = {"supplied": 0.07, "self-study": 0.03}  # over the reader, averaged over memories
 _AT_A_TIME = 4
-_DAYS = 3 * 86400.0
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A question and its gold answers."""
-
-    question: str
-    golds: tuple[str, ...]
-    document: str
-    """Title of the document that it is about."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 measured, whatever the figures say."""
-    options = _parse(argv)
-    options.work.mkdir(parents=True, exist_ok=True)
-    kept = KeptAnswers(options.work / "kept.jsonl")
-    flags = ["--compressor", str(options.compressor)] if options.compressor else []
-    rows: list[Row] = []
-    gained: dict[str, list[float]] = {arm: [] for arm in _AIMS}
-    with running_daemon(options.work / "daemon", *flags) as target, Client(target, timeout=None) as client:
-        for name in options.memories:
-            scores = _measured(client, kept, options, name, rows)
-            for arm in _AIMS:
-                gained[arm].append(mean(scores[arm, Mode.HYBRID]) - mean(scores["reader", Mode.HYBRID]))  # the default mode
-    for arm, aim in _AIMS.items():
-        over = mean(gained[arm])
-        name = f"learned, {arm}: gained over the reader, HYBRID, mean of memories"
-        row = Row(name, over, "points", *bootstrap(gained[arm]), n=len(gained[arm]))
-        rows.append(replace(row, aim=f"≥ {aim}", met=over >= aim))
-    command = f"memoryd eval learning --data DIR --work DIR --ask {options.ask} --examples {options.examples}"
-    if not options.quick:
-        write("learning", [replace(row, command=command) for row in rows])
-        render_all()
-    return 0
-
-
-def _measured(
-    client: Client, kept: KeptAnswers, options: argparse.Namespace, name: str, rows: list[Row]
-) -> Mapping[tuple[str, Mode], list[float]]:
-    """Scores by arm and mode of one memory; appends its rows."""
-    texts, asked, supplied = load(options.data, name, options.ask, options.examples)
-    memory = client.memory(name, create=True)
-    names = _write(memory, kept, texts)
-    other = client.memory("another", create=True)
-    _write(other, kept, {"Another": _SOMETHING_ELSE})
-    adapters = {
-        "self-study": _studied(client, memory, kept, options.study),
-        "supplied": _supplied(client, memory, kept, supplied, names),
-    }
-    scores: dict[tuple[str, Mode], list[float]] = {}
-    metric = rouge if name == "qmsum" else f1
-    for mode in MODES:
-        for arm in ARMS:
-            said = _answers(other if arm == "another memory" else memory, kept, asked, name, mode, arm, adapters.get(arm, ""))
-            scores[arm, mode] = [metric(answer, one.golds) for answer, one in zip(said, asked, strict=True)]
-            unit = "ROUGE" if name == "qmsum" else "F1"
-            values, reader = scores[arm, mode], scores.get(("reader", mode))
-            row = Row(f"{name}, {mode.name}, {arm}", mean(values), unit, *bootstrap(values), n=len(values))
-            if arm in _AIMS and reader is not None:
-                row = replace(row, baseline=mean(reader), ratio=mean(values) / mean(reader) if mean(reader) else None)
-            rows.append(row)
-            if arm in _AIMS and reader is not None:
-                over = [a - b for a, b in zip(values, reader, strict=True)]
-                rows.append(Row(f"{name}, {mode.name}, {arm}: gained", mean(over), "points", *bootstrap(over), n=len(over)))
-            print(f"{row.name:44s} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] n={row.n}", flush=True)
-    for arm in adapters:
-        receipt = json.loads(kept[f"{name}/{arm}"])
-        rows.append(Row(f"{name}, {arm}: training", receipt["seconds"] / 60, "minutes", n=receipt["examples"]))
-    return scores
-
-
-def load(folder: Path, name: str, ask: int, examples: int) -> tuple[dict[str, str], list[Asked], list[Asked]]:
-    """(texts by title, questions to ask, other questions that are supplied as examples); no question is in both."""
-    rows = list(read_rows(folder / "eval" / f"{name}.jsonl.gz"))[: DOCUMENTS[name]]
-    texts = {str(row["id"]).replace("_", " "): row["text"] for row in rows}
-    questions: dict[str, Asked] = {}
-    for row in rows:
-        for qa in row["qa"]:
-            golds = tuple(dict.fromkeys(a.strip() for a in qa["answers"] if a.strip()))
-            if golds:
-                title = str(row["id"]).replace("_", " ")
-                questions.setdefault(f"{title}/{qa['question'].strip()}", Asked(qa["question"].strip(), golds, title))
-    drawn = list(questions.values())
-    random.Random(0).shuffle(drawn)
-    asked = drawn[:ask]
-    taken = {one.question for one in asked}
-    return texts, asked, [one for one in drawn[ask:] if one.question not in taken][:examples]
-
-
-def _write(memory: Memory, kept: KeptAnswers, texts: Mapping[str, str]) -> dict[str, str]:
-    """Documents' names by title, all of them compressed."""
-    for title, text in texts.items():
-        if (key := f"{memory.id}/document/{title}") not in kept:
-            kept.put(key, memory.write(text, title=title).document.name)
-    names = {title: kept[f"{memory.id}/document/{title}"] for title in texts}
-    for name in names.values():
-        memory.documents.wait(name, Stage.COMPRESSED, timeout=_DAYS)
-    return names
-
-
-def _studied(client: Client, memory: Memory, kept: KeptAnswers, count: int) -> str:
-    """The adapter that was trained on self-study alone."""
-    key = f"{memory.id}/self-study"
-    if key not in kept:
-        studied = client.jobs.wait(memory.study(max_examples=count), timeout=_DAYS)
-        assert isinstance(studied.receipt, StudyReceipt)
-        print(f"{memory.id}: {studied.receipt}", flush=True)
-        kept.put(key, _learned(client, memory))
-        for example in list(memory.examples.list()):
-            memory.examples.delete(example)
-    return str(json.loads(kept[key])["adapter"])
-
-
-def _supplied(client: Client, memory: Memory, kept: KeptAnswers, supplied: Sequence[Asked], names: Mapping[str, str]) -> str:
-    """The adapter that was trained on supplied examples alone."""
-    key = f"{memory.id}/supplied"
-    if key not in kept:
-        memory.examples.add_many([(one.question, one.golds[0], [names[one.document]]) for one in supplied])
-        kept.put(key, _learned(client, memory))
-    return str(json.loads(kept[key])["adapter"])
-
-
-def _learned(client: Client, memory: Memory) -> str:
-    done = client.jobs.wait(memory.learn(keep_inactive=True, modes=MODES), timeout=_DAYS)
-    receipt = done.receipt
-    assert isinstance(receipt, LearnReceipt)
-    print(f"{memory.id}: {receipt}", flush=True)
-    return json.dumps({"adapter": receipt.adapter, "seconds": receipt.seconds, "examples": receipt.examples})
-
-
-def _answers(
-    memory: Memory, kept: KeptAnswers, asked: Sequence[Asked], name: str, mode: Mode, arm: str, adapter: str
-) -> list[str]:
-    def answer(one: Asked) -> str:
-        key = f"{name}/{arm}/{mode.name}/{one.document}/{one.question}"
-        if key not in kept:
-            if arm in _AIMS and not adapter:  # self-study found nothing to learn: the reader it is
-                kept.put(key, kept[f"{name}/reader/{mode.name}/{one.document}/{one.question}"])
-            else:
-                chosen = {"adapters": [adapter]} if adapter else {"no_adapter": True}
-                said = memory.answer(one.question, mode=mode, max_tokens=_MAX_TOKENS[name], timeout=_DAYS, **chosen)
-                kept.put(key, said.text)
-        return kept[key]
-
-    with ThreadPoolExecutor(_AT_A_TIME) as threads:
-        return list(threads.map(answer, asked))
-
-
+_DECIDES = ("model", "dtype", "ratio", "embedding_storage", "max_context_tokens", "teacher_url", "teacher_model", "learn_")
 _SOMETHING_ELSE = (
     "The ferry leaves the island at nine in the morning, except on Sundays. It carries sixty passengers and four cars, and the "
     "crossing takes forty minutes when the sea is calm. Tickets are sold at the harbour office."
 )
+
+Say = Callable[[str], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 measured, whatever the figures say; 1 an error, after which the same line goes on; 78 --work holds a run
+    with other options; 130 and 143 stopped."""
+    options = _parse(argv)
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{(time.monotonic() - began) / 60:6.1f} min  {line}", flush=True)
+
+    try:
+        _measure(options, say)
+    except (SettingsError, MemorydError) as error:
+        print(f"memoryd eval learning: {error.message}", file=sys.stderr)
+        return EX_CONFIG if isinstance(error, SettingsError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _measure(options: argparse.Namespace, say: Say) -> None:
+    questions = {name: load(options.data, name, options.ask, options.examples) for name in options.memories}
+    settle(options.work, _options(options, questions))
+    kept = KeptAnswers(options.work / "kept.jsonl")
+    flags = ["--learn-after-tokens", "0"]  # nothing is learned but what is asked for here
+    flags += ["--compressor", str(options.compressor)] if options.compressor else []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon drains
+    rows: list[Row] = []
+    with running_daemon(options.work / "daemon", *flags) as target, Client(target, timeout=None) as client:
+        say("the daemon is ready")
+        another = client.memory("another", create=True)
+        Steps(client, another, kept, say).write({"Another": _SOMETHING_ELSE})
+        settle(options.work, _models(another))
+        gate_open = _serves(another, Mode.HYBRID)
+        if not gate_open:
+            say("HYBRID answers as TEXT while the compressor's gate is shut: it is not asked, and the headline is of TEXT")
+        bench = Bench(client, another, kept, say, rows, Mode.HYBRID if gate_open else Mode.TEXT)
+        gains = [bench.measure(name, questions[name], options.study) for name in options.memories]
+        for arm in AIMS:
+            bench.add(headline(arm, bench.usual.name, [own[arm] for own in gains]))
+    if options.quick or set(options.memories) != set(DOCUMENTS):
+        say("docs/figures stays as it is: it takes a run of all memories without --quick")
+        return
+    write("learning", [replace(row, command=_command(options)) for row in rows])
+    render_all()
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A daemon, what was kept, and the rows so far."""
+
+    client: Client
+    another: Memory
+    kept: KeptAnswers
+    say: Say
+    rows: list[Row]
+    usual: Mode
+    """What a caller who says nothing is answered in."""
+
+    def measure(self, name: str, questions: Questions, study: int) -> dict[str, list[float]]:
+        """One memory: adds its rows; gives what each adapter gained in the usual mode, question by question."""
+        memory = self.client.memory(name, create=True)
+        steps = Steps(self.client, memory, self.kept, self.say)
+        names = steps.write(questions.texts)
+        studied = steps.study(study)
+        learned = {STUDIED: steps.learn(STUDIED)}
+        steps.supply(questions.supplied, names)
+        learned[SUPPLIED] = steps.learn(SUPPLIED)
+        adapters = {READER: "", **{arm: one.adapter for arm, one in learned.items()}}
+
+        gains: dict[str, list[float]] = {}
+        self._score(name, Mode.TEXT, ANOTHER, self.another, "", questions.asked)
+        for mode in dict.fromkeys((Mode.TEXT, self.usual, Mode.COMPRESSED)):
+            asked = questions.asked[: (len(questions.asked) + 1) // 2] if mode is Mode.COMPRESSED else questions.asked
+            reader: list[float] | None = None
+            for arm, adapter in adapters.items():
+                scores = self._score(name, mode, arm, memory, adapter, asked, reader)
+                if reader is not None and mode is self.usual:
+                    gains[arm] = gained(scores, reader)
+                reader = reader or scores
+        refused: list[str] | None = None
+        for arm, adapter in adapters.items():
+            said = self._answers(memory, questions.outside, Mode.TEXT, adapter, _MAX_TOKENS[name])
+            self.add(refusal_row(name, arm, said, refused))
+            refused = refused or said
+        for row in study_rows(name, studied):
+            self.add(row)
+        for arm, one in learned.items():
+            for row in learned_rows(name, arm, one):
+                self.add(row)
+        return gains
+
+    def add(self, row: Row) -> None:
+        interval = f" [{row.low:.3f}, {row.high:.3f}]" if row.low is not None else ""
+        against = f" against {row.baseline:.3f}" if row.baseline is not None else ""
+        self.say(f"{row.name}: {row.value:.3f} {row.unit}{interval}{against} n={row.n}")
+        self.rows.append(row)
+
+    def _score(
+        self,
+        name: str,
+        mode: Mode,
+        arm: str,
+        memory: Memory,
+        adapter: str,
+        asked: Sequence[Asked],
+        reader: Sequence[float] | None = None,
+    ) -> list[float]:
+        said = self._answers(memory, asked, mode, adapter, _MAX_TOKENS[name])
+        scores = scores_of(name, asked, said)
+        for row in score_rows(name, mode.name, arm, scores, reader):
+            self.add(row)
+        return scores
+
+    def _answers(self, memory: Memory, asked: Sequence[Asked], mode: Mode, adapter: str, max_tokens: int) -> list[str]:
+        """With this adapter; of the reader alone where that is empty: then there was nothing to learn."""
+
+        def answer(one: Asked) -> str:
+            key = json.dumps([memory.id, mode.name, adapter or READER, one.document, one.question])
+            if key not in self.kept:
+                chosen = {"adapters": [adapter]} if adapter else {"no_adapter": True}
+                said = memory.answer(one.question, mode=mode, max_tokens=max_tokens, timeout=DAYS, **chosen)
+                self.kept.put(key, said.text)
+            return self.kept[key]
+
+        with ThreadPoolExecutor(_AT_A_TIME) as threads:
+            return list(threads.map(answer, asked))
+
+
+def _options(options: argparse.Namespace, questions: dict[str, Questions]) -> dict[str, str]:
+    """All that is known before the daemon starts: it would go on with the jobs that an earlier one left."""
+    settings = config.load(flags={"compressor": options.compressor} if options.compressor else {})
+    return {
+        "--ask": str(options.ask),
+        "--examples": str(options.examples),
+        "--study": str(options.study),
+        "compressor": fingerprint_of_files(settings.compressor) if settings.compressor else "that of first weights",
+        **{f"setting {name}": str(value) for name, value in settings if name.startswith(_DECIDES)},
+        **{f"questions of {name}": one.fingerprint for name, one in questions.items()},
+    }
+
+
+def _models(memory: Memory) -> dict[str, str]:
+    """What the daemon says that it answers with, and the asker that ships for that."""
+    used = memory.answer("When does the ferry leave?", mode=Mode.COMPRESSED, max_tokens=1, no_adapter=True, timeout=DAYS).usage
+    asker = asker_path(used.base_model)
+    return {
+        "base model": used.base_model,
+        "reader": used.adapter or "none",
+        "compressed embeddings": used.compressor,
+        "asker": reader_fingerprint(asker) if asker else "the base model itself",
+    }
+
+
+def _serves(memory: Memory, mode: Mode) -> bool:
+    """Whether answers in this mode are given in this mode."""
+    with memory.answer("When does the ferry leave?", mode=mode, max_tokens=1, no_adapter=True, timeout=DAYS) as answer:
+        return answer.basis.mode is mode
+
+
+def _command(options: argparse.Namespace) -> str:
+    compressor = " --compressor DIR" if options.compressor else ""
+    counts = f"--ask {options.ask} --examples {options.examples} --study {options.study}"
+    return f"memoryd eval learning --data DIR --work DIR{compressor} {counts}"
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -195,9 +228,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder of the daemon's data and of what was answered")
     parser.add_argument("--compressor", type=Path, help="what train-compressor made [that of first weights]")
     parser.add_argument("--memories", nargs="+", choices=list(DOCUMENTS), default=list(DOCUMENTS))
-    parser.add_argument("--ask", type=int, default=40, help="questions of each memory, never trained on")
-    parser.add_argument("--examples", type=int, default=120, help="other questions, supplied as examples, at most")
-    parser.add_argument("--study", type=int, default=120, help="examples of self-study, at most")
+    parser.add_argument("--ask", type=int, default=40, help="questions of each memory, never trained on [40]")
+    parser.add_argument("--examples", type=int, default=80, help="other questions, supplied as examples, at most [80]")
+    parser.add_argument("--study", type=int, default=60, help="examples of self-study, at most [60]")
     parser.add_argument("--quick", action="store_true", help="only print: docs/figures stays as it is")
     return parser.parse_args(argv)
 

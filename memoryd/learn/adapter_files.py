@@ -12,8 +12,11 @@ import tarfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, deserialize
 
 from memoryd.errors import DataLoss, InvalidArgument
 
@@ -44,6 +47,18 @@ class AdapterFiles:
     def fingerprint(self) -> str:
         """Content hash of what is served."""
         return hashlib.sha256(hashlib.sha256(self.config).digest() + self.weights).hexdigest()
+
+    @property
+    def weights_sha256(self) -> str:
+        """Content hash of the tensors alone: another configuration, or another way to lay them out, does not change it."""
+        made = hashlib.sha256()
+        try:
+            for name, tensor in sorted(deserialize(self.weights), key=itemgetter(0)):
+                made.update(json.dumps([name, tensor["dtype"], tensor["shape"]]).encode())
+                made.update(tensor["data"])
+        except SafetensorError:  # the worker would not load it
+            made.update(self.weights)
+        return made.hexdigest()
 
     @property
     def size(self) -> int:

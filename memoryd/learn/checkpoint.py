@@ -45,16 +45,17 @@ def save(
     recipe: Mapping[str, Any],
     progress: Mapping[str, Any],
     make: bool = True,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint beside the last one, then put it in its place. OSError where it can't be written, or where ``out``
-    is not there and not to be made."""
+    """Write a checkpoint beside the last one, then put it in its place; ``facts`` of the run are kept in its state. OSError
+    where it can't be written, or where ``out`` is not there and not to be made."""
     from safetensors.torch import save as to_safetensors
 
     def fill(directory: Path) -> None:
         for name, part in weights.items():
             (directory / f"{name}.safetensors").write_bytes(to_safetensors(part.get()))
 
-    write(out, fill, optimizer, {"recipe": recipe, "progress": progress}, make)
+    write(out, fill, optimizer, {"recipe": recipe, "progress": progress, **(facts or {})}, make)
 
 
 def write(
@@ -98,8 +99,14 @@ def last(out: Path) -> Path | None:
     return next((out / name for name in ("checkpoint", "checkpoint.old") if (out / name / _STATE).is_file()), None)
 
 
+def state_of(directory: Path) -> dict[str, Any]:
+    """A checkpoint's recipe, progress and facts."""
+    state: dict[str, Any] = json.loads((directory / _STATE).read_text())
+    return state
+
+
 def progress_of(directory: Path) -> dict[str, Any]:
-    progress: dict[str, Any] = json.loads((directory / _STATE).read_text())["progress"]
+    progress: dict[str, Any] = state_of(directory)["progress"]
     return progress
 
 

@@ -7,12 +7,15 @@ one of its three modes.
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.errors import FailedPrecondition
 from memoryd.learn.reader_data import Pack, ReaderData, read_rows
 from memoryd.learn.soft_packing import Ids, SoftPack
 from memoryd.recall.citation import cite
@@ -26,14 +29,29 @@ _CHARACTERS = 8  # at most, for each token: what is read of a document to be sur
 _SAMPLES, _SAMPLE_TOKENS = 1000, 512  # of the corpus, to count how rare tokens are
 _MODES = (("compressed", 0.6), ("hybrid", 0.2), ("text", 0.2))
 
+Slots = Callable[[int], int]
+"""How many compressed embeddings a chunk of so many tokens becomes."""
+
+
+def sha256_of(folder: Path) -> str:
+    """Of its files with rows, by name: the same data has the same wherever it stands."""
+    digest = hashlib.sha256()
+    for path in _files(folder):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.jsonl.xz"), *folder.glob("*.jsonl.gz")])
+
 
 class Corpus:
     """Documents of plain text, drawn from by length."""
 
     def __init__(self, folder: Path, tokenizer: TextTokenizer) -> None:
         """``folder`` holds *.jsonl.xz or *.jsonl.gz with rows {"id", "text"}."""
-        files = sorted([*folder.glob("*.jsonl.xz"), *folder.glob("*.jsonl.gz")])
-        self._texts = [row["text"] for file in files for row in read_rows(file)]
+        self._texts = [row["text"] for file in _files(folder) for row in read_rows(file)]
         if not self._texts:
             raise FileNotFoundError(f"no *.jsonl.xz or *.jsonl.gz with texts in {folder}")
         self._lengths = [len(text) for text in self._texts]
@@ -92,32 +110,51 @@ class TextData:
 class QuestionData:
     """Question packs without end, the same ones for the same seed."""
 
-    def __init__(self, data: ReaderData, tokenizer: TextTokenizer, eos_id: int, seed: int) -> None:
+    def __init__(self, data: ReaderData, tokenizer: TextTokenizer, eos_id: int, seed: int, window: int) -> None:
+        """``window`` is how many positions the base model has."""
         self._data = data
         self._tokenizer = tokenizer
         self._eos = eos_id
         self._seed = seed
+        self._window = window
 
     def packs(self) -> Iterator[Pack]:
         return self._data.packs()
 
-    def encode(self, pack: Pack, slots: Callable[[int], int], mode: str) -> SoftPack:
-        """The pack as memoryd would prompt for it in this mode: compressed, hybrid or text. ``slots`` says how many
-        compressed embeddings a chunk of so many tokens becomes."""
+    def fitted(self, pack: Pack, slots: Slots, modes: Collection[str]) -> Pack:
+        """The pack with no more blocks than fit the base model's window in each of these modes.
+
+        First those go that no question rests on, the last one first; then the last ones of the others, with their questions.
+        FailedPrecondition where a question does not fit beside the one block that it rests on.
+        """
+        while not all(self._fits(pack, slots, mode) for mode in modes):
+            sources = {asked.block for asked in pack.questions}
+            if len(pack.blocks) == 1 and pack.blocks[0] in sources:
+                raise FailedPrecondition(
+                    f"one chunk with its question and answer does not fit the base model's {self._window} positions: train a "
+                    "kind of compressor that has shorter chunks, or for another base model"
+                )
+            gone = max(range(len(pack.blocks)), key=lambda n: (pack.blocks[n] not in sources, n))
+            blocks = (*pack.blocks[:gone], *pack.blocks[gone + 1 :])
+            questions = tuple(asked for asked in pack.questions if asked.block is None or asked.block in blocks)
+            pack = replace(pack, blocks=blocks, questions=questions)
+        return pack
+
+    def _fits(self, pack: Pack, slots: Slots, mode: str) -> bool:
+        shown, _ = _shown(pack, [slots(self._tokenizer.count(block.text)) for block in pack.blocks], mode)
+        question = max((asked.question for asked in pack.questions), key=self._tokenizer.count)
+        answer = max(self._tokenizer.count(cite(len(shown), asked.answer)) + 1 for asked in pack.questions)
+        prompt = assemble(self._tokenizer, shown, question, budget=self._window - answer)
+        return len(prompt.blocks) == len(shown)
+
+    def encode(self, pack: Pack, slots: Slots, mode: str) -> SoftPack:
+        """The pack, which is `fitted`, as memoryd would prompt for it in this mode: compressed, hybrid or text."""
         chunks = [tuple(self._tokenizer.encode(block.text)) for block in pack.blocks]
-        shown: list[Block] = []
-        origins: list[int] = []
-        for number, block in enumerate(pack.blocks):
-            if mode != "text":
-                shown.append(SoftBlock(str(number), slots(len(chunks[number])), block.title))
-                origins.append(number)
-            if mode == "text" or (mode == "hybrid" and number < 1):
-                shown.append(TextBlock(block.text, block.title))
-                origins.append(number)
+        shown, origins = _shown(pack, [slots(len(chunk)) for chunk in chunks], mode)
         context: tuple[Ids | int, ...] = ()
         questions: list[tuple[Ids, Ids]] = []
         for asked in pack.questions:
-            prompt = assemble(self._tokenizer, shown, asked.question)
+            prompt = assemble(self._tokenizer, shown, asked.question, budget=self._window)
             pieces = [int(s.chunk_key) if isinstance(s, SoftSlot) else s.ids for s in prompt.segments]
             last = pieces[-1]
             assert isinstance(last, tuple)
@@ -141,3 +178,17 @@ class QuestionData:
         """How the ``index``-th pack of a step is shown."""
         r = random.Random(f"{self._seed}/{step}/{index}")
         return r.choices([name for name, _ in _MODES], [share for _, share in _MODES])[0]
+
+
+def _shown(pack: Pack, slots: list[int], mode: str) -> tuple[list[Block], list[int]]:
+    """The blocks as this mode shows them, and which of the pack's each is; ``slots`` are those of each of the pack's."""
+    shown: list[Block] = []
+    origins: list[int] = []
+    for number, block in enumerate(pack.blocks):
+        if mode != "text":
+            shown.append(SoftBlock(str(number), slots[number], block.title))
+            origins.append(number)
+        if mode == "text" or (mode == "hybrid" and number < 1):
+            shown.append(TextBlock(block.text, block.title))
+            origins.append(number)
+    return shown, origins

@@ -6,9 +6,11 @@ reconstruction in the mix; never finetune at a higher ratio than was pretrained,
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from memoryd.compress.card import RATIOS
 
@@ -70,9 +72,35 @@ class Recipe:
             step -= stage.steps
         raise IndexError("the recipe is over")
 
+    def differences(self, begun: Mapping[str, Any], taken: int) -> list[str]:
+        """In what the first ``taken`` steps of a run were not of this recipe, in words; ``begun`` is that run's recipe, as JSON
+        gives it back.
+
+        What may differ: ``micro``, since it changes no result; how many steps the stage of the last step has, so long as those
+        taken are among them; all of the stages that were not begun. What an older checkpoint does not say is taken as alike.
+        """
+        mine: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples as lists, as they are there
+        found = _unlike(begun, mine, "", ("stages", "micro"))
+        for number, stage in enumerate(begun["stages"]):
+            if taken <= 0:
+                break
+            if number == len(mine["stages"]):
+                return [*found, f"stage {stage['name']!r}, which is gone"]
+            own, last = mine["stages"][number], taken <= stage["steps"]
+            found += _unlike(stage, own, f"stage {stage['name']!r}: ", ("steps",) if last else ())
+            if last and own["steps"] < taken:
+                found.append(f"stage {stage['name']!r}: {taken} steps taken already, not {own['steps']}")
+            taken -= stage["steps"]
+        return found
+
     def scaled(self, factor: float) -> Recipe:
         """The same with so many times the steps, at least one of each stage."""
         return replace(self, stages=tuple(replace(s, steps=max(1, round(s.steps * factor))) for s in self.stages))
+
+
+def _unlike(was: Mapping[str, Any], now: Mapping[str, Any], where: str, but: tuple[str, ...]) -> list[str]:
+    both = [key for key in now if key in was and key not in but]
+    return [f"{where}{key} {was[key]}, not {now[key]}" for key in both if was[key] != now[key]]
 
 
 RECIPES: Mapping[str, Recipe] = {

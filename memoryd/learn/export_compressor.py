@@ -1,15 +1,20 @@
 """Turns what was trained into the directory that `memoryd serve --compressor` loads: encoder, head, reader, card.
 
-It has passed no gate yet: `memoryd eval` finds that out, on documents that were not trained on, and writes it down.
+It has passed no gate yet: `memoryd eval` finds that out, on documents that were not trained on, and writes it down. The
+directory is put in its place whole, and stays as it is for as long as its weights are those of the run.
 """
 
 from __future__ import annotations
 
+import filecmp
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from memoryd.compress.card import read_card
+from memoryd.compress.load import load_compressor
 from memoryd.engine.adapters import ENCODER, READER
+from memoryd.errors import DataLoss
 from memoryd.learn import checkpoint
 from memoryd.learn.compressor_parts import Parts, Progress
 from memoryd.learn.compressor_recipe import Recipe
@@ -28,6 +33,7 @@ It fits the base model of fingerprint `{fingerprint}` and no other.
 | encoder | {encoder} |
 | head | {head} |
 | reader | LoRA r={reader_rank}, in `reader/` (PEFT): answers from compressed embeddings and from text |
+| fingerprint | {fingerprints} |
 | seen | {source_tokens:,} source tokens in {step:,} of {steps:,} steps, seed {seed} |
 | took | {hours:.2f} hours on {hardware} |
 | texts | {corpus} |
@@ -37,7 +43,9 @@ It fits the base model of fingerprint `{fingerprint}` and no other.
 |---|---|---|---|---|---|---|
 {stages}
 
-Its quality gate is in `config.json`, one verdict for each ratio; a ratio without one has passed none.
+Its quality figures are in `config.json`, once `memoryd eval compression --gate` has measured them: the gate of each ratio, with
+the fingerprints of what was measured; a ratio without one has passed none. How they are measured, and what others reach, is in
+memoryd's `docs/quality.md`.
 
 Made by `memoryd train-compressor`.
 """
@@ -52,11 +60,18 @@ _HEADS = {
 def export(
     parts: Parts, recipe: Recipe, progress: Progress, out: Path, model: str, corpus: str, qa: str, hardware: str
 ) -> Path:
-    """Write `out`/compressor; returns it. `corpus` and `qa` say in words what was trained on."""
-    target = out / "compressor"
-    shutil.rmtree(target, ignore_errors=True)
-    parts.save(target, model)
-    parts.adapters.save(READER, target / READER, model)
+    """Write `out`/compressor; returns it. `corpus` and `qa` say in words what was trained on.
+
+    Where one of the same weights is there it is left alone: its gate may have been measured since. `parts` cannot be trained
+    further: their encoder is afterwards the one that was written, rounded.
+    """
+    target, building, old = (out / f"compressor{end}" for end in ("", ".new", ".old"))
+    shutil.rmtree(building, ignore_errors=True)
+    parts.save(building, model)
+    parts.adapters.save(READER, building / READER, model)
+    if _alike(target, building):
+        shutil.rmtree(building)
+        return target
     stages = "\n".join(
         f"| {s.name} | {s.steps} | {s.texts} | {s.repeat:.0%} | {s.packs} | "
         f"{', '.join(str(r) for r in parts.ratios if r in s.ratios) or parts.ratios[0]} | "
@@ -68,9 +83,10 @@ def export(
         title=f"{recipe.kind.capitalize()} compressor" if recipe.kind == "pooled" else recipe.kind.capitalize(),
         chunk_tokens=parts.compressor.chunk_tokens,
         ratios=" or ".join(map(str, parts.ratios)),
-        encoder=_encoder(recipe) if (target / ENCODER).is_dir() else "none was trained: token embeddings alone are pooled",
+        encoder=_encoder(recipe) if (building / ENCODER).is_dir() else "none was trained: token embeddings alone are pooled",
         head=_HEADS[recipe.kind],
         fingerprint=parts.base.fingerprint,
+        fingerprints=", ".join(f"at {ratio}x `{made}`" for ratio, made in _fingerprints(building, parts).items()),
         stages=stages,
         steps=recipe.steps,
         hours=progress.seconds / 3600,
@@ -80,11 +96,33 @@ def export(
         **{key: value for key, value in asdict(recipe).items() if key in ("reader_rank", "seed")},
         **{key: value for key, value in asdict(progress).items() if key in ("source_tokens", "step")},
     )
-    (target / "README.md").write_text(card)
+    (building / "README.md").write_text(card)
     for name in (checkpoint.METRICS, "loss.png"):
         if (out / name).is_file():
-            shutil.copy(out / name, target / name)
+            shutil.copy(out / name, building / name)
+    checkpoint.flush(building)
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    building.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _alike(one: Path, other: Path) -> bool:
+    """Whether both are compressors of the same weights, for the same base model; what was measured of them may differ."""
+    try:
+        cards = [replace(read_card(directory), gates={}) for directory in (one, other)]
+    except DataLoss:
+        return False
+    files, others = (sorted(p.relative_to(at) for p in at.rglob("*.safetensors")) for at in (one, other))
+    return cards[0] == cards[1] and files == others and all(filecmp.cmp(one / f, other / f, shallow=False) for f in files)
+
+
+def _fingerprints(directory: Path, parts: Parts) -> dict[int, str]:
+    """By ratio, those under which what lies there is served: its encoder's weights were rounded as they were written."""
+    parts.adapters.remove(ENCODER)  # where none was written, none is to be loaded
+    return {ratio: load_compressor(directory, parts.base, parts.adapters, ratio).fingerprint for ratio in parts.ratios}
 
 
 def _encoder(recipe: Recipe) -> str:

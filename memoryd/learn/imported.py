@@ -1,7 +1,8 @@
-"""An adapter that was trained elsewhere: ours, with its lineage, or anybody's LoRA in PEFT's format."""
+"""An adapter that comes from elsewhere: ours, with its lineage, or anybody's LoRA in PEFT's format."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,11 +34,18 @@ def imported(tenant: str, memory: str, files: AdapterFiles, info: WorkerInfo) ->
         files.fingerprint,
         base,
         said.get("reader", info.reader),
-        said.get("compressor", ""),
+        said.get("compressor", info.compressor.fingerprint),
         files.size,
         examples=examples if isinstance(examples, int) and 0 <= examples < 1 << 31 else 0,
     )
     return adapter, files
+
+
+def named_documents(lineage: Mapping[str, Any]) -> list[str]:
+    """Ids of the documents that it was trained with, as its lineage says; none where that says nothing."""
+    said = lineage.get("documents")
+    names = [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
+    return sorted({name.rpartition("/")[2] for name in names if _is_name(name)} - {""})
 
 
 def _is_name(value: str) -> bool:

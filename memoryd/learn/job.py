@@ -1,8 +1,9 @@
 """The LEARN job: from a memory's examples to an adapter that is judged, published and, if it answers better, served.
 
 Stages: `prepare` searches as answers do, `learn` trains in the worker, `judge` answers held-out examples with what is in use
-and with the new adapter, `publish` writes the row; its blob is there before. A job that is taken up again after a crash goes on
-training at its checkpoint (`run.py`) and does the rest again; one that had published already says what it did.
+and with the new adapter, `publish` writes the row; its blob is there before. A job that is taken up again, after a crash or
+because a person retries it, goes on training at its checkpoint (`run.py`) and does the rest again; one that had published
+already says what it did.
 """
 
 from __future__ import annotations
@@ -10,21 +11,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from memoryd.core import Adapter, AdapterState, Example, Job, adapter_name, document_name, memory_name, new_id, now
+from memoryd.core import (
+    Adapter,
+    AdapterState,
+    Example,
+    Job,
+    Receipt,
+    adapter_name,
+    document_name,
+    gathered_at,
+    memory_name,
+    new_id,
+    now,
+)
 from memoryd.engine.request import GenerateEvent, Generation, Learning, LearnSettings
 from memoryd.errors import DataLoss, NotFound
 from memoryd.jobs import NotYet, Progress, Stopped
 from memoryd.learn.adapter_files import AdapterFiles, pack_files
 from memoryd.learn.contexts import ContextMaker, Found, Packs
-from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.judge import LEAST, MOST, Judgement, is_held_out, judge
 from memoryd.learn.run import Run
+from memoryd.learn.runs import Runs
 from memoryd.models import Models
 from memoryd.recall.adapters import AdapterStore, Choice, blob_key
 from memoryd.recall.assembly import Mode
@@ -58,47 +70,47 @@ class LearnJob:
         models: Models,
         contexts: ContextMaker,
         adapters: AdapterStore,
-        eraser: AdapterEraser,
+        runs: Runs,
         settings: LearnSettings,
         epochs: int,
-        directory: Path,
+        keep: int = 0,
     ) -> None:
-        """`directory` holds the runs' checkpoints, by job."""
+        """`keep` adapters of a memory stay beside the active one and what a rollback would activate; 0: all."""
         self._ledger = ledger
         self._blobs = blobs
         self._models = models
         self._contexts = contexts
         self._adapters = adapters
-        self._eraser = eraser
+        self._runs = runs
         self._settings = settings
         self._epochs = epochs
-        self._directory = directory
+        self._keep = keep
         self._one_at_a_time = asyncio.Lock()
 
-    async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
+    async def __call__(self, job: Job, progress: Progress) -> Receipt:
         if self._one_at_a_time.locked():
             raise NotYet
         async with self._one_at_a_time:
             try:
                 return await self._learn(job, progress)
             except Stopped:
-                await self._forget_run(job)
+                await self._runs.leave(job)
                 raise
             except NotFound:
                 if await asyncio.to_thread(self._has_memory, job):
                     raise  # a job that fails says so
-                await self._forget_run(job)
+                await self._runs.leave(job)
                 raise Stopped from None
 
-    async def _learn(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
+    async def _learn(self, job: Job, progress: Progress) -> Receipt:
         lesson = self._lesson(job)
         published = await asyncio.to_thread(self._ledger.adapter_of_job, job.tenant, job.id)
         if published is not None:  # the last try ended after that
-            await self._end_run(job, keep=published.id)
-            return self._receipt(lesson, published, sum(k["count"] for k in published.judgement["kinds"][:1]))
+            return await self._end(job, lesson, published, await asyncio.to_thread(self._lineage, published))
+        gather_time = gathered_at(job.payload, now())
         training, held_out = await asyncio.to_thread(self._examples, job.tenant, lesson.memory)
         if not training:
-            return self._receipt(lesson, None, 0)
+            return self._receipt(lesson, None, {})
         total = len(training) + len(held_out)
         found = await self._contexts.find(
             job.tenant, lesson.memory, [*training, *held_out], lambda n: progress.step("prepare", n, total, resumable=False)
@@ -107,11 +119,14 @@ class LearnJob:
         passes = max(1, min(lesson.epochs, _MOST_QUESTIONS // len(training)))
         packs = await asyncio.to_thread(self._contexts.packs, job.tenant, to_learn, lesson.modes, passes)
         packs.documents.update(document for one in to_judge for document in one.example.documents)
-        run = self._run(job)
-        packs.documents |= await asyncio.to_thread(run.begin, self._facts(), packs.documents, partial(self._alive, job.tenant))
+        run, alive = self._runs.of(job), partial(self._runs.alive, job.tenant)
+        facts = await asyncio.to_thread(self._facts, job)
+        packs.documents |= await asyncio.to_thread(run.begin, facts, packs.documents, alive, gather_time)
         in_use = (await asyncio.to_thread(self._ledger.active_adapters, job.tenant, [lesson.memory])).get(lesson.memory)
         await self._train(run, packs, progress)
-        adapter, archive = await asyncio.to_thread(self._made, job, lesson, in_use, len(training), packs)
+        counts = {"examples": len(training), "held_out": len(held_out)}
+        adapter, files = await asyncio.to_thread(self._made, job, lesson, in_use, counts, packs)
+        archive = await asyncio.to_thread(pack_files, files)
         await asyncio.to_thread(self._blobs.put, job.tenant, blob_key(job.tenant, lesson.memory, adapter.id), archive)
         judgement = await self._judge(job, to_judge, in_use, adapter, progress)
         progress.step("publish", 0, 1, resumable=False)
@@ -120,22 +135,34 @@ class LearnJob:
         recorded = await asyncio.to_thread(self._ledger.add_adapter, judged, sorted(packs.documents), activate)
         if recorded is None:  # a document was deleted meanwhile, and a new job learns without it; or this one was cancelled
             raise Stopped
-        rows = await asyncio.to_thread(run.metrics)
-        await self._end_run(job, keep=recorded.id)
-        return self._receipt(lesson, recorded, len(to_judge), rows)
+        return await self._end(job, lesson, recorded, files.lineage)
 
-    def _facts(self) -> dict[str, str]:
-        """What a run begins and ends with: weights that were made with anything else are not its own."""
+    async def _end(self, job: Job, lesson: Lesson, adapter: Adapter, lineage: Mapping[str, Any]) -> Receipt:
+        """What follows on its adapter's row; may be done again."""
+        if self._keep:
+            retired = await asyncio.to_thread(self._ledger.retire_adapters, job.tenant, lesson.memory, self._keep)
+            await self._adapters.forget(job.tenant, retired)
+        await self._runs.end_older(job)
+        await self._runs.end(job, keep=adapter.id)
+        return self._receipt(lesson, adapter, lineage)
+
+    def _lineage(self, adapter: Adapter) -> Mapping[str, Any]:
+        """Of one that is published; empty where its bytes are gone."""
+        try:
+            return self._adapters.read(adapter.tenant, adapter).lineage
+        except (NotFound, DataLoss):
+            return {}
+
+    def _facts(self, job: Job) -> dict[str, str]:
+        """What a run begins and ends with: weights that were made with anything else are not its own. NotFound."""
         info = self._models.info
         return {
+            "memory": self._ledger.get_memory(job.tenant, job.payload["memory"]).create_time.isoformat(),
             "base": info.base_fingerprint,
             "reader": info.reader,
             "compressor": info.compressor.fingerprint,
-            "settings": str(self._settings),
+            "settings": str(replace(self._settings, checkpoint_seconds=0.0)),  # how often does not change what
         }
-
-    def _alive(self, tenant: str, documents: Collection[str]) -> bool:
-        return len(self._ledger.get_documents(tenant, list(documents))) == len(documents)
 
     def _has_memory(self, job: Job) -> bool:
         try:
@@ -164,37 +191,6 @@ class LearnJob:
                 break
         return training[:_MOST_QUESTIONS], held_out[:MOST]
 
-    def _run(self, job: Job) -> Run:
-        return Run(self._directory / job.tenant / job.id)
-
-    async def sweep(self, tenant: str) -> int:
-        """Removes what runs left that are over: it has seen text that may have to be forgotten. Returns how many."""
-        count = 0
-        for directory in await asyncio.to_thread(lambda: sorted(self._directory.glob(f"{tenant}/*"))):
-            try:
-                job = await asyncio.to_thread(self._ledger.get_job, tenant, directory.name)
-            except NotFound:
-                await asyncio.to_thread(Run(directory).remove)
-                continue
-            count += await self._forget_run(job)
-        return count
-
-    async def _forget_run(self, job: Job) -> bool:
-        """Whether it is over, and so was removed: a job that this process has lost may go on in another."""
-        if not (await asyncio.to_thread(self._ledger.get_job, job.tenant, job.id)).state.ended:
-            return False
-        published = await asyncio.to_thread(self._ledger.adapter_of_job, job.tenant, job.id)
-        await self._end_run(job, keep=published.id if published else "")
-        return True
-
-    async def _end_run(self, job: Job, keep: str) -> None:
-        """Nothing is left of it but this adapter. The directory goes last: it says what else there is."""
-        run = self._run(job)
-        for adapter in await asyncio.to_thread(lambda: run.adapters):
-            if adapter != keep:
-                await self._eraser.erase(job.tenant, job.payload["memory"], adapter)
-        await asyncio.to_thread(run.remove)
-
     async def _train(self, run: Run, packs: Packs, progress: Progress) -> None:
         """Its result lies in the run's directory."""
         if run.trained:
@@ -210,13 +206,17 @@ class LearnJob:
         )
         async with contextlib.aclosing(self._models.worker.learn(learning)) as events:
             async for event in events:
+                progress.note(loss=round(event.loss, 5))
                 progress.step("learn", event.step, event.steps, resumable=False)
 
-    def _made(self, job: Job, lesson: Lesson, in_use: Adapter | None, examples: int, packs: Packs) -> tuple[Adapter, bytes]:
-        """The adapter, and its archive."""
-        info, run = self._models.info, self._run(job)
+    def _made(
+        self, job: Job, lesson: Lesson, in_use: Adapter | None, counts: Mapping[str, int], packs: Packs
+    ) -> tuple[Adapter, AdapterFiles]:
+        """The adapter, and its files. `counts` are of examples."""
+        info, run = self._models.info, self._runs.of(job)
         id_, parent = new_id(), in_use.id if in_use else ""  # an id of its own for each try: workers never load one anew
         run.name(id_)
+        rows = run.metrics()
         lineage = {
             "memory": memory_name(lesson.memory),
             "parent": adapter_name(lesson.memory, parent) if parent else "",
@@ -224,13 +224,17 @@ class LearnJob:
             "reader": info.reader,
             "compressor": info.compressor.fingerprint,
             "modes": [mode.name for mode in lesson.modes],
-            "examples": examples,
+            **counts,
             "documents": [document_name(lesson.memory, document) for document in sorted(packs.documents)],
             "epochs": lesson.epochs,
             "learning_rate": self._settings.learning_rate,
+            "steps": rows[-1]["step"],
+            "seconds": rows[-1]["seconds"],
+            "loss": rows[-1]["loss"],
+            "gather_time": run.gather_time.isoformat(),
             "create_time": now().isoformat(),
         }
-        curve = "".join(json.dumps({"step": row["step"], "loss": row["loss"]}) + "\n" for row in run.metrics())
+        curve = "".join(json.dumps({"step": row["step"], "loss": row["loss"]}) + "\n" for row in rows)
         files = AdapterFiles.of_directory(run.result, lineage, curve.encode())
         adapter = Adapter(
             job.tenant,
@@ -244,9 +248,10 @@ class LearnJob:
             files.size,
             parent=parent,
             job=job.id,
-            examples=examples,
+            examples=counts["examples"],
+            gather_time=run.gather_time,
         )
-        return adapter, pack_files(files)
+        return adapter, files
 
     async def _judge(
         self, job: Job, held_out: Sequence[Found], in_use: Adapter | None, new: Adapter, progress: Progress
@@ -291,9 +296,7 @@ class LearnJob:
         return split_citation(said, len(prompt.numbered))[1]
 
     @staticmethod
-    def _receipt(
-        lesson: Lesson, adapter: Adapter | None, held_out: int, rows: Sequence[Mapping[str, Any]] = ()
-    ) -> Mapping[str, str | int]:
+    def _receipt(lesson: Lesson, adapter: Adapter | None, lineage: Mapping[str, Any]) -> Receipt:
         active = adapter is not None and adapter.state is AdapterState.ACTIVE
         verdict = "there are no examples to learn from: add some, or study first"
         if adapter is not None:
@@ -307,7 +310,5 @@ class LearnJob:
             "activated": int(active),
             "verdict": verdict,
             "examples": adapter.examples if adapter else 0,
-            "held_out": held_out,
-            "steps": int(rows[-1]["step"]) if rows else 0,
-            "seconds": round(rows[-1]["seconds"]) if rows else 0,
+            **{name: lineage.get(name, 0) for name in ("held_out", "steps", "seconds", "loss")},
         }

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from memoryd.core import Example
-from memoryd.eval.metrics import bootstrap, f1, mean, normalized, rouge, sign_flips
+from memoryd.eval.metrics import bootstrap, exact, f1, mean, normalized, rouge, sign_flips
 
 LEAST = 8  # held-out examples, to say anything
 MOST = 60  # and as many as are worth waiting for
@@ -21,7 +21,8 @@ _CHANCE = 0.025  # that what is no better is called better, at most
 
 @dataclass(frozen=True, slots=True)
 class JudgedKind:
-    """Scores of one kind of answer, 0..1; `low` and `high` are the 95 % interval of what was gained."""
+    """Scores of one kind of answer, 0..1; `low` and `high` are the 95 % interval of what was gained. Of short answers it is
+    also known how many are exact; that decides nothing."""
 
     kind: str
     count: int
@@ -29,6 +30,8 @@ class JudgedKind:
     after: float
     low: float
     high: float
+    exact_before: float = 0.0
+    exact_after: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +82,20 @@ def judge(golds: Sequence[str], before: Sequence[str], after: Sequence[str]) -> 
     kinds = [kind_of(gold) for gold in golds]
     pairs = [(score(b, gold), score(a, gold)) for gold, b, a in zip(golds, before, after, strict=True)]
     judged = [_judged("all", pairs)]
-    judged += [_judged(k, [p for p, own in zip(pairs, kinds, strict=True) if own == k]) for k in dict.fromkeys(kinds)]
+    for kind in dict.fromkeys(kinds):
+        of_kind = _judged(kind, [pair for pair, own in zip(pairs, kinds, strict=True) if own == kind])
+        judged.append(_with_exact(of_kind, golds, before, after) if kind == "short" else of_kind)
     overall = judged[0]
     gains = [a - b for b, a in pairs]
     better = beyond_noise(gains)
     change = f"{overall.before:.3f} before, {overall.after:.3f} after, on {overall.count} held-out examples"
     interval = f"95 % interval {overall.low:+.3f} to {overall.high:+.3f}, p {sign_flips(gains):.3f}"
     gained = f"(gained {overall.after - overall.before:+.3f}, {interval})"
-    return Judgement(better, f"{'better' if better else 'not better beyond noise'}: {change} {gained}", judged)
+    verdict = f"{'better' if better else 'not better beyond noise'}: {change} {gained}"
+    for one in judged:
+        if one.kind == "short":
+            verdict += f"; {one.exact_before:.0%} of {one.count} short answers exact before, {one.exact_after:.0%} after"
+    return Judgement(better, verdict, judged)
 
 
 def beyond_noise(gains: Sequence[float]) -> bool:
@@ -97,6 +106,15 @@ def beyond_noise(gains: Sequence[float]) -> bool:
 def _chosen(answer: str) -> str:
     """Normalized, but for "A": it is an article too, of which nothing would be left."""
     return normalized(answer) or answer.strip(string.punctuation + string.whitespace).lower()
+
+
+def _with_exact(judged: JudgedKind, golds: Sequence[str], before: Sequence[str], after: Sequence[str]) -> JudgedKind:
+    short = [
+        (exact(b, [gold]), exact(a, [gold]))
+        for gold, b, a in zip(golds, before, after, strict=True)
+        if kind_of(gold) == "short"
+    ]
+    return replace(judged, exact_before=mean([b for b, _ in short]), exact_after=mean([a for _, a in short]))
 
 
 def _judged(kind: str, pairs: Sequence[tuple[float, float]]) -> JudgedKind:

@@ -106,7 +106,8 @@ class Learner:
     def _create(self) -> None:
         settings = self._learning.settings
         torch.manual_seed(settings.seed)
-        self._parameters = self._adapters.create(self._name, settings.rank, settings.alpha, settings.targets)
+        shape = (settings.rank, settings.alpha, settings.targets)
+        self._parameters = self._adapters.create(self._name, *shape, dropout=settings.dropout, rslora=settings.rslora)
         if not self._parameters:
             raise InvalidArgument(f"the base model has no linear layers called {', '.join(settings.targets)}")
         self._optimizer = torch.optim.AdamW(self._parameters, lr=settings.learning_rate, betas=_BETAS, weight_decay=0.0)
@@ -124,7 +125,7 @@ class Learner:
         began = self._clock()
         if not self.done:
             packs, share = next(self._micros)
-            with self._adapters.using(self._reader, self._name):
+            with self._adapters.using(self._reader, self._name), self._draws():
                 loss = predict(self._base.model, packs, [self._table] * len(packs)).loss() * share
                 loss.backward()
             self._loss += loss.item()
@@ -140,6 +141,18 @@ class Learner:
         self._loss = 0.0
         self._micros = self._begin()
         return event
+
+    @contextlib.contextmanager
+    def _draws(self) -> Iterator[None]:
+        """Dropout's draws depend on the step alone, so that a run that goes on has the curve of one that was never stopped;
+        and nothing else that draws is touched."""
+        if not self._learning.settings.dropout:
+            yield
+            return
+        device = self._base.model.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(random.Random(f"{self._learning.settings.seed}/{self._step}/{self._left}").getrandbits(63))
+            yield
 
     def close(self) -> None:
         """Give back what it holds of the model. Its directory stays."""

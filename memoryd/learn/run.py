@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,29 @@ class Run:
         return self.result.is_dir()
 
     @property
+    def documents(self) -> list[str] | None:
+        """Ids of those that it has seen; None where it does not say."""
+        return self._notes().get("documents")
+
+    @property
+    def gather_time(self) -> datetime:
+        """When what it was trained on was gathered, by the first of its tries: it may have taken in nothing since."""
+        return datetime.fromisoformat(self._notes()["gathered"])
+
+    @property
     def adapters(self) -> list[str]:
         """Ids that its result was given."""
         return list(self._notes().get("adapters", []))
 
-    def begin(self, facts: Mapping[str, str], documents: Collection[str], alive: Callable[[Collection[str]], bool]) -> set[str]:
-        """Goes on, or begins. `facts` are what it must not change while it lasts, `documents` those that it is about to see.
-        Returns all that it has seen then."""
+    def begin(
+        self,
+        facts: Mapping[str, str],
+        documents: Collection[str],
+        alive: Callable[[Collection[str]], bool],
+        gather_time: datetime,
+    ) -> set[str]:
+        """Goes on, or begins. `facts` are what it must not change while it lasts, `documents` those that it is about to see,
+        gathered at `gather_time`. Returns all that it has seen then."""
         notes = self._notes()
         seen = set(notes.get("documents", []))
         if self.directory.exists() and (notes.get("facts") != dict(facts) or not alive(seen)):
@@ -46,7 +63,8 @@ class Run:
             self.remove()
             notes, seen = {"adapters": adapters}, set()
         seen |= set(documents)
-        self._write({**notes, "facts": dict(facts), "documents": sorted(seen)})
+        gathered = notes.get("gathered") or gather_time.isoformat()
+        self._write({**notes, "facts": dict(facts), "documents": sorted(seen), "gathered": gathered})
         return seen
 
     def name(self, adapter: str) -> None:

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
-from memoryd.core import Document, Job, JobKind, Origin, Passage, memory_name
+from memoryd.core import Document, Example, Job, JobKind, Origin, Passage, memory_name
 from memoryd.engine.request import Generation, TokenIds
 from memoryd.errors import InvalidArgument, NotFound
 from memoryd.eval.metrics import f1, normalized
@@ -25,6 +25,8 @@ from memoryd.store.texts import Texts
 
 DEFAULT_EXAMPLES = 200
 _PER_PASSAGE = 3  # examples that are kept of one
+_PASSAGES_PER_EXAMPLE = 3  # read at most for each that is wanted: where few questions are good ones, all of a memory would be
+_LEAST_PASSAGES = 24  # and as many are read for a few examples too
 _FOUND_AGAIN = 0.6  # F1 of what the reader answers with what the asker says
 _ALIKE = 0.75  # share of words that two questions have in common, to be the same one
 _ANSWER_TOKENS = 48
@@ -64,8 +66,10 @@ class StudyJob:
         most = int(job.payload.get("max_examples", DEFAULT_EXAMPLES))
         counts: Counter[str] = Counter({k: v for k, v in job.receipt.items() if isinstance(v, int)})
         try:
-            passages = await asyncio.to_thread(self._passages, job.tenant, memory)
-            known = await asyncio.to_thread(self._known, job.tenant, memory)
+            examples = await asyncio.to_thread(self._examples, job.tenant, memory)
+            passages = await asyncio.to_thread(self._passages, job, examples)
+            passages = passages[: max(_LEAST_PASSAGES, _PASSAGES_PER_EXAMPLE * most)]
+            known = [_words(example.question) for example in examples]
             begin = job.done if job.stage == "study" else 0
             for number, (document, passage) in enumerate(passages[begin:], start=begin):
                 if counts["examples"] >= most:
@@ -75,38 +79,42 @@ class StudyJob:
                 await self._study(job.tenant, document, passage, known, most, counts)
             progress.show("study", len(passages), len(passages))
             if job.payload.get("then") == JobKind.LEARN and counts["examples"]:
-                await asyncio.to_thread(self._ledger.request_learning, job.tenant, memory, JobKind.LEARN, {}, None)
+                gathered = {"gathered": job.create_time.isoformat()}  # what was written later may not have been studied
+                await asyncio.to_thread(self._ledger.request_learning, job.tenant, memory, JobKind.LEARN, gathered, None)
         except NotFound:  # the memory is deleted
             raise Stopped from None
         names = ("passages", "questions", "unanswerable", "duplicates", "leaking", "examples", "prompt_tokens", "output_tokens")
         return {"memory": memory_name(memory), "teacher": self._asker.name, **{name: counts[name] for name in names}}
 
-    def _passages(self, tenant: str, memory: str) -> list[tuple[Document, Passage]]:
-        """All of the memory, shuffled by a hash, so that a part of them is of all documents; the same at every resumption, but
-        for what was written or deleted meanwhile."""
+    def _passages(self, job: Job, examples: Sequence[Example]) -> list[tuple[Document, Passage]]:
+        """All of the memory: those of documents that were not studied before first, and each in an order of this job's own, so
+        that a part of them is of all documents and another job reads others. The same at every resumption, but for what was
+        written or deleted meanwhile."""
+        before = (example for example in examples if example.create_time < job.create_time)
+        studied = {document for example in before if example.origin is Origin.SELF_STUDY for document in example.documents}
         found: list[tuple[Document, Passage]] = []
         token = ""
         while True:
-            page = self._ledger.list_documents(tenant, memory, _PAGE, token)
+            page = self._ledger.list_documents(job.tenant, job.payload["memory"], _PAGE, token)
             for document in page.items:
                 after = -1
-                while passages := self._ledger.passages(tenant, document.id, after, _PAGE):
+                while passages := self._ledger.passages(job.tenant, document.id, after, _PAGE):
                     found += ((document, passage) for passage in passages)
                     after = passages[-1].ordinal
             token = page.next_token
             if not token:
-                return sorted(found, key=lambda pair: hashlib.sha256(pair[1].id.encode()).digest())
+                return sorted(found, key=lambda pair: (pair[0].id in studied, _shuffled(job.id, pair[1].id)))
 
-    def _known(self, tenant: str, memory: str) -> list[set[str]]:
-        """Words of the questions that the memory has."""
-        known: list[set[str]] = []
+    def _examples(self, tenant: str, memory: str) -> list[Example]:
+        """All that the memory has."""
+        found: list[Example] = []
         token = ""
         while True:
             page = self._ledger.list_examples(tenant, memory, _PAGE, token)
-            known += (_words(example.question) for example in page.items)
+            found += page.items
             token = page.next_token
             if not token:
-                return known
+                return found
 
     async def _study(
         self, tenant: str, document: Document, passage: Passage, known: list[set[str]], most: int, counts: Counter[str]
@@ -118,21 +126,17 @@ class StudyJob:
             return
         asked = await self._asker.ask(text, document.title)
         counts.update(passages=1, prompt_tokens=asked.prompt_tokens, output_tokens=asked.output_tokens)
-        kept: list[tuple[str, str, Sequence[str]]] = []
-        for question, answer in asked.pairs:
-            if len(kept) >= min(_PER_PASSAGE, most - counts["examples"]):
-                break
-            counts["questions"] += 1
-            words = _words(question)
-            if tells(question, answer):
-                counts["leaking"] += 1
-            elif any(_alike(words, other) for other in known):
-                counts["duplicates"] += 1
-            elif f1(await self._read(text, document.title, question), [answer]) < _FOUND_AGAIN:
-                counts["unanswerable"] += 1
-            else:
-                known.append(words)
-                kept.append((question, answer, [document.id]))
+        pairs, kept = deque(asked.pairs), list[tuple[str, str, Sequence[str]]]()
+        wanted = min(_PER_PASSAGE, most - counts["examples"])
+        while pairs and len(kept) < wanted:
+            some = _candidates(pairs, known, wanted - len(kept), counts)
+            said = await asyncio.gather(*(self._read(text, document.title, question) for question, _ in some))
+            for (question, answer), read in zip(some, said, strict=True):
+                if f1(read, [answer]) < _FOUND_AGAIN:
+                    counts["unanswerable"] += 1
+                else:
+                    known.append(_words(question))
+                    kept.append((question, answer, [document.id]))
         if not kept:
             return
         try:
@@ -162,6 +166,32 @@ class StudyJob:
 def tells(question: str, answer: str) -> bool:
     """Whether the question holds its own answer."""
     return f" {normalized(answer)} " in f" {normalized(question)} "
+
+
+def _candidates(
+    pairs: deque[tuple[str, str]], known: Sequence[set[str]], most: int, counts: Counter[str]
+) -> list[tuple[str, str]]:
+    """Takes the next pairs off that are worth reading, up to so many: they are read side by side. It ends before one that is
+    like another of them, which is a duplicate only if that other is kept."""
+    some: list[tuple[str, str]] = []
+    while pairs and len(some) < most:
+        question, answer = pairs[0]
+        words = _words(question)
+        if any(_alike(words, _words(other)) for other, _ in some):
+            break
+        pairs.popleft()
+        counts["questions"] += 1
+        if tells(question, answer):
+            counts["leaking"] += 1
+        elif any(_alike(words, other) for other in known):
+            counts["duplicates"] += 1
+        else:
+            some.append((question, answer))
+    return some
+
+
+def _shuffled(job: str, passage: str) -> bytes:
+    return hashlib.sha256(f"{job}/{passage}".encode()).digest()
 
 
 def _words(question: str) -> set[str]:

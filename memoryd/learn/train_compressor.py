@@ -13,11 +13,12 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from memoryd.compress.chunker import Limits
@@ -25,8 +26,9 @@ from memoryd.engine.adapters import ENCODER, READER
 from memoryd.engine.base_model import load_base_model
 from memoryd.engine.reader import reader_path
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
+from memoryd.errors import FailedPrecondition
 from memoryd.learn import checkpoint
-from memoryd.learn.compressor_data import Corpus, QuestionData, TextData
+from memoryd.learn.compressor_data import Corpus, QuestionData, TextData, sha256_of
 from memoryd.learn.compressor_parts import TEACHER, Parts, Progress, build
 from memoryd.learn.compressor_recipe import Recipe, Stage
 from memoryd.learn.export_compressor import export
@@ -57,6 +59,11 @@ def train(
 
     `path` is the base model's directory; `corpus` holds texts, `qa` questions (see `reader_data`); checkpoints, metrics and
     curves go to `out`, and what was trained so far to `out`/compressor. `model` and `hardware` are for its card.
+
+    A run that is found in `out` goes on where base model, data and recipe are those that it was begun with; where they are
+    not, FailedPrecondition names what differs. What may differ is what changes no result (device, threads, `micro`, where the
+    data lies, how often a checkpoint is made), and what is not done yet: the number of steps of the stage that is under way,
+    and the stages after it. A run that is over may so be made longer.
     """
     import torch
 
@@ -64,11 +71,15 @@ def train(
 
     out.mkdir(parents=True, exist_ok=True)
     base = load_base_model(path, "bfloat16" if device.startswith("cuda") else "float32", device)
+    facts = {"base_fingerprint": base.fingerprint, "corpus_sha256": sha256_of(corpus), "qa_sha256": sha256_of(qa)}
+    _check_same_run(out, recipe, facts)
     parts = build(base, path, recipe, reader_path(base.fingerprint))
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "name": name} for name, parameters in parts.groups.items()], betas=_BETAS, weight_decay=0.0
     )
     progress = Progress(**checkpoint.resume(out, _weights(parts), optimizer, device))
+    checkpoint.mend_metrics(out)
+    found = progress.step
     say(f"continuing at step {progress.step} of {recipe.steps}" if progress.step else f"starting: {recipe.steps} steps")
     library = Corpus(corpus, parts.tokenizer)
     if not progress.step:
@@ -76,24 +87,43 @@ def train(
     texts = TextData(library, parts.tokenizer, recipe.seed, parts.compressor.chunk_tokens)
     questions = _questions(parts, recipe, qa) if any(stage.packs for stage in recipe.stages) else None
     packs = islice(questions.packs(), progress.packs, None) if questions else iter(())
+    took: list[float] = []  # seconds, of the steps of the present stage
     begun = saved = time.monotonic()
     end = min(recipe.steps, stop_at or recipe.steps)
     while progress.step < end and time.monotonic() - begun < minutes * 60:
         started = time.monotonic()
+        stage, number = recipe.at(progress.step)
         row = _step(parts, recipe, optimizer, progress, texts, questions, packs)
+        took = [*(took if number else ()), time.monotonic() - started]
         progress.step += 1
-        progress.seconds += time.monotonic() - started
-        _log(out, recipe, progress, row, say)
+        progress.seconds += took[-1]
+        _log(out, progress, row, (stage.steps - number - 1) * mean(took), say)
         if time.monotonic() - saved > checkpoint_every:
-            checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress))
+            checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress), facts=facts)
             saved = time.monotonic()
-    checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress))
-    checkpoint.plot(out, "source_tokens", ("repeat", "continue", "answer"), "Training the compressor")
+    if progress.step > found:
+        checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress), facts=facts)
+        checkpoint.plot(out, "source_tokens", ("repeat", "continue", "answer"), "Training the compressor")
     target = export(
         parts, recipe, progress, out, model, f"{texts.characters:,} characters of `{corpus.name}`", f"`{qa.name}`", hardware
     )
     say(f"{'done' if progress.step == recipe.steps else 'stopped'} at step {progress.step}: {target}")
     return progress
+
+
+def _check_same_run(out: Path, recipe: Recipe, facts: Mapping[str, str]) -> None:
+    """Raises FailedPrecondition where `out` has a run that these would not go on with. See `train`."""
+    found = checkpoint.last(out)
+    if found is None:
+        return
+    state = checkpoint.state_of(found)
+    # Older checkpoints have no facts: what is not known is taken as alike.
+    differences = [f"{name} {state[name]}, not {now}" for name, now in facts.items() if state.get(name, now) != now]
+    differences += recipe.differences(state["recipe"], int(state["progress"]["step"]))
+    if differences:
+        raise FailedPrecondition(
+            f"{out} holds a run with {'; '.join(differences)}: go on with what it was begun with, or give another --out"
+        )
 
 
 def _step(
@@ -124,12 +154,15 @@ def _step(
         some = [pack for pack in made if bool(pack.questions[0][0]) == (name == "repeat")]
         batches += [(name, part, []) for part in _parted(some, micro)]
     if questions is not None and stage.packs:
-        asked = list(islice(packs, stage.packs))
-        progress.packs += len(asked)
-        modes = [questions.mode(progress.step, index) for index in range(len(asked))]
-        slots = partial(parts.compressor.slots, ratio=ratio)
+        drawn = list(islice(packs, stage.packs))
+        progress.packs += len(drawn)
+        modes = [questions.mode(progress.step, index) for index in range(len(drawn))]
+        slots, taught = partial(parts.compressor.slots, ratio=ratio), _taught(parts, stage)
+        asked = [
+            questions.fitted(pack, slots, {mode, "text"} if taught else {mode}) for pack, mode in zip(drawn, modes, strict=True)
+        ]
         shown = [questions.encode(pack, slots, mode) for pack, mode in zip(asked, modes, strict=True)]
-        read = [questions.encode(pack, slots, "text") for pack in asked] if _taught(parts, stage) else []
+        read = [questions.encode(pack, slots, "text") for pack in asked] if taught else []
         reads = _parted(read, micro) or [[] for _ in shown]
         batches += [("answer", part, texts_) for part, texts_ in zip(_parted(shown, micro), reads, strict=False)]
     totals: dict[str, float] = {}
@@ -180,7 +213,8 @@ def _taught(parts: Parts, stage: Stage) -> bool:
 def _questions(parts: Parts, recipe: Recipe, qa: Path) -> QuestionData:
     spans = partial(chunks_of, tokens=parts.compressor.chunk_tokens)
     data = ReaderData(qa, parts.tokenizer, RetrievalTokenizer(), recipe.seed, spans)
-    return QuestionData(data, parts.tokenizer, parts.base.eos_ids[0], recipe.seed)
+    window = int(parts.base.model.config.max_position_embeddings)
+    return QuestionData(data, parts.tokenizer, parts.base.eos_ids[0], recipe.seed, window)
 
 
 def _weights(parts: Parts) -> dict[str, checkpoint.Weights]:
@@ -191,15 +225,14 @@ def _weights(parts: Parts) -> dict[str, checkpoint.Weights]:
     }
 
 
-def _log(out: Path, recipe: Recipe, progress: Progress, row: dict[str, Any], say: Callable[[str], None]) -> None:
-    rate = progress.source_tokens / progress.seconds
-    left = (recipe.steps - progress.step) * progress.seconds / progress.step
+def _log(out: Path, progress: Progress, row: dict[str, Any], seconds_left: float, say: Callable[[str], None]) -> None:
+    """`seconds_left` are the present stage's: a step of another may cost many times as much."""
     full = {
         "step": progress.step,
         **{key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()},
         "source_tokens": progress.source_tokens,
-        "tokens_per_second": round(rate, 1),
-        "minutes_left": round(left / 60, 1),
+        "tokens_per_second": round(progress.source_tokens / progress.seconds, 1),
+        "stage_minutes_left": round(seconds_left / 60, 1),
     }
     with (out / checkpoint.METRICS).open("a") as file:
         file.write(json.dumps(full) + "\n")

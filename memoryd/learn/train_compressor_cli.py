@@ -58,7 +58,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", default=EMBEDDED_MODEL, help=f"base model: a name or a directory [{EMBEDDED_MODEL}]")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of *.jsonl.xz or .gz with rows {id, text}")
     parser.add_argument("--qa", type=Path, required=True, help="folder with squad.jsonl.xz and the reader's other data")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoints and the result; a run found there goes on")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoints and the result; a run begun there so goes on")
     parser.add_argument("--kind", choices=KINDS, default="pooled", help="which compressor")
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="[that of the device]")
     parser.add_argument("--scale", type=float, default=1.0, help="this many times the recipe's steps, to rehearse it")

@@ -114,7 +114,8 @@ class AdapterStore:
         """Generates with the chosen adapters; what the worker does not have is loaded first.
 
         Where that can't be, what was not chosen by hand is left out, all of it, if there is `unused` to be called then, before
-        the first event. Else NotFound, DataLoss, ResourceExhausted; Unavailable where the worker drops them over and over."""
+        the first event. Else NotFound, DataLoss, ResourceExhausted; Unavailable where the worker drops them over and over, or
+        one of them is forgotten meanwhile."""
         used, tries = replace(request, adapters=choice.blend), 0
         while True:
             begun = False
@@ -168,7 +169,8 @@ class AdapterStore:
         return files
 
     async def forget(self, tenant: str, adapters: Sequence[str]) -> None:
-        """Nothing is generated with these any more, not even what has begun: it ends with what the reader alone says."""
+        """Nothing is generated with these any more. What has begun with them ends here and now, with Unavailable: keys and
+        values hold what they knew, so the reader alone could go on saying it."""
         with self._lock:
             self._barred.update(adapters)
             for adapter in adapters:
@@ -180,7 +182,7 @@ class AdapterStore:
                 self._log.info("no worker to unload an adapter from", adapter=adapter, reason=error.reason)
 
     async def forget_tainted(self, tenant: str) -> None:
-        """After a delete, before it returns: what it tainted is used by no answer any more, not even by one under way."""
+        """After a delete, before it returns: what it tainted is used by no answer any more; one under way is cut off."""
         tainted = await asyncio.to_thread(self._ledger.tainted_adapters, tenant)
         await self.forget(tenant, [adapter.id for adapter in tainted])
 

@@ -1,17 +1,21 @@
-"""Loads compressed embeddings through the tiers: process, cache, blobs. What another compressor made is never served."""
+"""Loads compressed embeddings through the tiers: process, cache, blobs. What another compressor made is never served.
+
+What blobs have lost, or have other bytes of than were written, is made again from the kept text: once an answer has missed it,
+its document has a COMPRESS job. Until that is done the chunk is read as text.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 
 from memoryd import log
 from memoryd.compress import codec
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.core import Chunk
-from memoryd.errors import DataLoss, FingerprintMismatch, NotFound
-from memoryd.store.base import Blobs, Cache
+from memoryd.errors import DataLoss, FingerprintMismatch, MemorydError, NotFound
+from memoryd.store.base import Blobs, Cache, Ledger
 
 PROCESS_BYTES = 64 << 20
 
@@ -25,7 +29,8 @@ class EmbeddingStore:
     """Keys hold the document's id, the compressor's fingerprint and the chunk's hash, so a hit can never be of other content.
     Thread-safe."""
 
-    def __init__(self, blobs: Blobs, cache: Cache, process_bytes: int = PROCESS_BYTES) -> None:
+    def __init__(self, ledger: Ledger, blobs: Blobs, cache: Cache, process_bytes: int = PROCESS_BYTES) -> None:
+        self._ledger = ledger
         self._blobs = blobs
         self._cache = cache
         self._capacity = process_bytes
@@ -51,6 +56,7 @@ class EmbeddingStore:
                     tiers["process"] += 1
                     del wanted[key]
         cached = self._cache.get_many(tenant, list(wanted)) if wanted else {}
+        lost: dict[str, list[Chunk]] = defaultdict(list)
         for key, chunk in wanted.items():
             data = cached.get(key)
             embeddings = self._decode(data, chunk, fingerprint) if data is not None else None
@@ -59,10 +65,13 @@ class EmbeddingStore:
             else:
                 embeddings = self._from_blobs(tenant, key, chunk, fingerprint)
                 if embeddings is None:
+                    lost[chunk.document].append(chunk)
                     continue
                 tiers["blobs"] += 1
             found[chunk.document, chunk.ordinal] = embeddings
             self._hold(tenant, chunk.document, key, embeddings)
+        for document, missing in lost.items():
+            self._remake(tenant, document, missing)
         return found, tiers
 
     def forget(self, tenant: str, document: str) -> None:
@@ -78,12 +87,21 @@ class EmbeddingStore:
     def _from_blobs(self, tenant: str, key: str, chunk: Chunk, fingerprint: str) -> CompressedEmbeddings | None:
         try:
             data = self._blobs.get(tenant, chunk.embeddings)
-        except NotFound:  # erased between the ledger's answer and now
+        except NotFound:  # lost; or erased between the ledger's answer and now
             return None
         embeddings = self._decode(data, chunk, fingerprint)
         if embeddings is not None:
             self._cache.put(tenant, key, data)
         return embeddings
+
+    def _remake(self, tenant: str, document: str, lost: Sequence[Chunk]) -> None:
+        try:
+            again = self._ledger.remake(tenant, document, lost)
+        except MemorydError as error:  # the next answer that misses them tries again
+            self._log.warning("lost embeddings are not made again yet", document=document, reason=error.reason)
+            return
+        if again:
+            self._log.warning("embeddings are lost: the document is compressed again", document=document, chunks=len(lost))
 
     def _decode(self, data: bytes, chunk: Chunk, fingerprint: str) -> CompressedEmbeddings | None:
         try:
@@ -94,8 +112,9 @@ class EmbeddingStore:
 
     def _hold(self, tenant: str, document: str, key: str, embeddings: CompressedEmbeddings) -> None:
         with self._lock:
+            before = self._held.pop((tenant, document, key), None)  # of an answer that missed it at the same time
             self._held[tenant, document, key] = embeddings
-            self._bytes += len(embeddings.data)
+            self._bytes += len(embeddings.data) - (len(before.data) if before else 0)
             while self._bytes > self._capacity and self._held:
                 _, dropped = self._held.popitem(last=False)
                 self._bytes -= len(dropped.data)

@@ -7,7 +7,7 @@ may be called from several threads; the daemon calls them through `asyncio.to_th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -25,9 +25,11 @@ from memoryd.core import (
     Metadata,
     Origin,
     Passage,
+    Receipt,
     Request,
     Stage,
     Tenant,
+    Unlearned,
     Usage,
 )
 
@@ -189,13 +191,19 @@ class Ledger(Protocol):
         """Documents of these memories that are stored and not searchable yet."""
 
     def stale_documents(self, compressor: str, limit: int) -> Sequence[Document]:
-        """Of every tenant, live COMPRESSED documents with a chunk that another compressor than this fingerprint made."""
+        """Of every tenant, live documents with a chunk that another compressor than this fingerprint made, and no COMPRESS job
+        that has not ended: COMPRESSED ones, and those whose job was cancelled or is DEAD."""
 
     def count_recompressing(self, compressor: str) -> int:
         """Of every tenant, live documents with a job that is to make anew what another compressor made of them."""
 
     def recompress(self, tenant: str, document: str) -> None:
-        """One transaction: the document is SEARCHABLE again, and has a new COMPRESS job. Nothing where it is not COMPRESSED."""
+        """One transaction: the document is SEARCHABLE again, and has a new COMPRESS job. Nothing where it is not SEARCHABLE
+        yet, or has a COMPRESS job that has not ended."""
+
+    def remake(self, tenant: str, document: str, lost: Sequence[Chunk]) -> bool:
+        """As recompress, for a document whose compressed embeddings of these chunks are lost: nothing says any more that there
+        are any. False where nothing was done."""
 
     def all_documents(self, tenant: str, after: str = "", limit: int = 256) -> Sequence[Document]:
         """A tenant's live documents by id, those above `after` (for reindexing)."""
@@ -224,10 +232,20 @@ class Ledger(Protocol):
         """The memory's unfinished job of this kind (STUDY or LEARN; target: the memory's name); a new one where there is
         none. NotFound; RequestIdReused."""
 
-    def add_adapter(self, adapter: Adapter, documents: Sequence[str], activate: bool) -> Adapter | None:
+    def add_adapter(
+        self, adapter: Adapter, documents: Sequence[str], activate: bool, weights_sha256: str = ""
+    ) -> Adapter | None:
         """Records an adapter whose bytes are in blobs, and the documents that it was trained with. None, and nothing is
         recorded, where the memory or one of them is deleted, or its job is not RUNNING. Activated only where its parent is
-        still what is in use. FailedPrecondition where these weights are tainted."""
+        still what is in use. FailedPrecondition where these weights are tainted.
+
+        Of an imported one, `weights_sha256` is the content hash of its weights, and `documents` are the ids that its lineage
+        names: those that were never here are left out, those that are deleted are refused with FailedPrecondition. So are
+        weights that went out, or came in, before a document was deleted that they have seen, whatever their lineage says."""
+
+    def record_export(self, tenant: str, memory: str, adapter: str, weights_sha256: str) -> None:
+        """An archive of these weights is outside: what they have seen is remembered when the adapter is deleted.
+        FailedPrecondition where it is tainted; NotFound."""
 
     def adapter_of_job(self, tenant: str, job: str) -> Adapter | None:
         """What this LEARN job has published."""
@@ -258,9 +276,16 @@ class Ledger(Protocol):
     def purged_adapter(self, tenant: str, adapter: str) -> None:
         """A tainted adapter has no bytes any more."""
 
-    def unlearned_tokens(self, tenant: str, memory: str) -> tuple[int, datetime | None]:
-        """Base-model tokens of documents written since the newest adapter was made; and when that was, or learning or studying
-        was last asked for, whichever is later. NotFound."""
+    def retire_adapters(self, tenant: str, memory: str, keep: int) -> Sequence[str]:
+        """Deletes the oldest KEPT adapters, but for so many and the one that a rollback would activate, as
+        `delete_adapter` does. Returns their ids. NotFound."""
+
+    def unlearned(self, tenant: str, memory: str) -> Unlearned:
+        """Text counts from when what an adapter was trained on was gathered, one that was trained here and is not tainted; and
+        no more once studying or learning it has come to nothing. NotFound."""
+
+    def memories_with(self, tokens: int) -> Sequence[tuple[str, str]]:
+        """(tenant, memory) of all live memories, of every tenant, whose documents have at least so many tokens."""
 
     # jobs
     def add_job(self, tenant: str, kind: str, target: str, payload: dict[str, str]) -> Job: ...
@@ -285,7 +310,7 @@ class Ledger(Protocol):
         done: int,
         total: int,
         rate: float,
-        receipt: Mapping[str, str | int] | None = None,
+        receipt: Receipt | None = None,
     ) -> bool:
         """Renews the lease and records progress, and what the receipt has so far, where given. False where the job is no
         longer the owner's (cancelled, taken)."""
@@ -294,7 +319,7 @@ class Ledger(Protocol):
         """Back to PENDING, behind those that wait, the attempt uncounted: a long job gives way, or the daemon drains. Due
         again after so many seconds."""
 
-    def finish_job(self, tenant: str, job: str, owner: str, receipt: dict[str, str | int]) -> bool:
+    def finish_job(self, tenant: str, job: str, owner: str, receipt: Receipt) -> bool:
         """SUCCEEDED. False where no longer the owner's."""
 
     def fail_job(self, tenant: str, job: str, owner: str, error: str, retry_at: datetime | None) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, insert, or_, select, update
 
-from memoryd.core import Document, JobKind, Kind, Metadata, Request, Stage, document_name
+from memoryd.core import Chunk, Document, JobKind, Kind, Metadata, Request, Stage, document_name
 from memoryd.errors import AlreadyExists, NotFound, ReplacedNotFound
 from memoryd.store.base import Page, Written
 from memoryd.store.ledger_deleted import bury, bury_replaced, reusable
@@ -146,7 +146,7 @@ class DocumentRows(LedgerPart):
     def stale_documents(self, compressor: str, limit: int) -> Sequence[Document]:
         query = (
             select(documents)
-            .where(documents.c.stage >= Stage.COMPRESSED, documents.c.tombstone == "", _of_another(compressor))
+            .where(documents.c.stage >= Stage.SEARCHABLE, documents.c.tombstone == "", _of_another(compressor), ~_on_its_way())
             .order_by(documents.c.tenant, documents.c.id)
             .limit(limit)
         )
@@ -161,17 +161,21 @@ class DocumentRows(LedgerPart):
         return int(self._db.read(lambda conn: conn.execute(query).scalar_one()))
 
     def recompress(self, tenant: str, document: str) -> None:
-        this = live(tenant) & (documents.c.id == document) & (documents.c.stage >= Stage.COMPRESSED)
+        self._db.write(lambda conn: _compress_again(conn, tenant, document))
 
-        def change(conn: Connection) -> None:
-            memory = conn.execute(select(documents.c.memory).where(this).with_for_update()).scalar()
-            if memory is None:
-                return
-            payload = {"memory": memory, "document": document}
-            job = insert_job(conn, tenant, JobKind.COMPRESS, document_name(memory, document), payload)
-            conn.execute(update(documents).where(this).values(stage=Stage.SEARCHABLE, job=job.id))
+    def remake(self, tenant: str, document: str, lost: Sequence[Chunk]) -> bool:
+        def change(conn: Connection) -> bool:
+            if not _compress_again(conn, tenant, document):
+                return False
+            for chunk in lost:
+                conn.execute(
+                    update(chunks)
+                    .where(chunks.c.tenant == tenant, chunks.c.document == document, chunks.c.ordinal == chunk.ordinal)
+                    .values(compressor="", embeddings="", soft_tokens=0)
+                )
+            return True
 
-        self._db.write(change)
+        return self._db.write(change)
 
     def all_documents(self, tenant: str, after: str = "", limit: int = 256) -> Sequence[Document]:
         query = select(documents).where(live(tenant), documents.c.id > after).order_by(documents.c.id).limit(limit)
@@ -192,6 +196,30 @@ def _of_another(compressor: str) -> ColumnElement[bool]:
         chunks.c.document == documents.c.id,
         chunks.c.compressor.not_in((compressor, "")),
     )
+
+
+def _on_its_way() -> ColumnElement[bool]:
+    """The document has a COMPRESS job that has not ended."""
+    return exists().where(
+        jobs.c.tenant == documents.c.tenant,
+        jobs.c.document == documents.c.id,
+        jobs.c.kind == JobKind.COMPRESS,
+        jobs.c.due_time.is_not(None),
+    )
+
+
+def _compress_again(conn: Connection, tenant: str, document: str) -> bool:
+    """Makes a document SEARCHABLE again with a new COMPRESS job. False, and nothing, where it is deleted, was not SEARCHABLE
+    yet, or is on its way."""
+    this = live(tenant) & (documents.c.id == document) & (documents.c.stage >= Stage.SEARCHABLE)
+    memory = conn.execute(select(documents.c.memory).where(this).with_for_update()).scalar()
+    # Asked once the row is locked: the statement that waits for the lock would not see a job that was made meanwhile.
+    if memory is None or conn.execute(select(documents.c.id).where(this, _on_its_way())).first() is not None:
+        return False
+    payload = {"memory": memory, "document": document}
+    job = insert_job(conn, tenant, JobKind.COMPRESS, document_name(memory, document), payload)
+    conn.execute(update(documents).where(this).values(stage=Stage.SEARCHABLE, job=job.id))
+    return True
 
 
 def _read_document(conn: Connection, tenant: str, memory: str, document: str) -> Document:

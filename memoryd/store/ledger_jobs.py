@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, func, insert, select, update
 
-from memoryd.core import LEARNING, Job, JobKind, JobState, new_id, now
+from memoryd.core import LEARNING, Job, JobKind, JobState, Receipt, new_id, now
 from memoryd.errors import FailedPrecondition, NotFound
 from memoryd.store.base import Page
 from memoryd.store.ledger_part import LedgerPart, require_tenant
@@ -90,7 +90,7 @@ class JobRows(LedgerPart):
         done: int,
         total: int,
         rate: float,
-        receipt: Mapping[str, str | int] | None = None,
+        receipt: Receipt | None = None,
     ) -> bool:
         known: dict[str, Any] = {} if receipt is None else {"receipt": receipt}
         return self._change_owned(
@@ -116,7 +116,7 @@ class JobRows(LedgerPart):
             attempts=jobs.c.attempts - 1,
         )
 
-    def finish_job(self, tenant: str, job: str, owner: str, receipt: dict[str, str | int]) -> bool:
+    def finish_job(self, tenant: str, job: str, owner: str, receipt: Receipt) -> bool:
         return self._change_owned(
             tenant, job, owner, state=JobState.SUCCEEDED, due_time=None, end_time=now(), error="", receipt=receipt
         )

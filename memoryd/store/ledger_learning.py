@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, insert, select, update
 
 from memoryd.core import (
     LEARNING,
@@ -20,17 +20,20 @@ from memoryd.core import (
     JobState,
     Origin,
     Request,
+    Unlearned,
     adapter_name,
+    gathered_at,
     memory_name,
     new_id,
     now,
 )
 from memoryd.errors import FailedPrecondition, NotFound
 from memoryd.store.base import Page
+from memoryd.store.ledger_archives import remember_archive, seen_by_archive
 from memoryd.store.ledger_jobs import insert_job, read_job
 from memoryd.store.ledger_memories import find_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, live, remember, result_of
-from memoryd.store.ledger_taint import activate_clean, delete_adapter_rows, delete_example_rows
+from memoryd.store.ledger_taint import activate_clean, clean_ancestor, delete_adapter_rows, delete_example_rows
 from memoryd.store.paging import read_page
 from memoryd.store.schema import adapter_documents, adapters, documents, example_documents, examples, jobs
 
@@ -109,22 +112,42 @@ class LearningRows(LedgerPart):
 
         return self._db.write(change)
 
-    def add_adapter(self, adapter: Adapter, documents: Sequence[str], activate: bool) -> Adapter | None:
+    def add_adapter(
+        self, adapter: Adapter, documents: Sequence[str], activate: bool, weights_sha256: str = ""
+    ) -> Adapter | None:
         def change(conn: Connection) -> Adapter | None:
             uid = find_memory_uid(conn, adapter.tenant, adapter.memory, lock=True)
-            if uid is None or not _all_live(conn, adapter.tenant, documents) or not _is_running(conn, adapter):
+            if uid is None:
+                return None
+            seen = list(documents)
+            if weights_sha256:
+                seen = seen_by_archive(conn, adapter.tenant, weights_sha256, documents)
+                remember_archive(conn, adapter.tenant, weights_sha256, uid, seen)
+            if not _all_live(conn, adapter.tenant, seen) or not _is_running(conn, adapter):
                 return None
             _check_not_tainted(conn, adapter)
-            conn.execute(insert(adapters), {**_row(adapter), "memory_uid": uid, "documents": len(documents)})
-            for ids in batches(list(documents)):
-                seen = [{"tenant": adapter.tenant, "adapter": adapter.id, "document": document} for document in ids]
-                conn.execute(insert(adapter_documents), seen)
+            conn.execute(insert(adapters), {**_row(adapter), "memory_uid": uid, "documents": len(seen)})
+            for ids in batches(seen):
+                rows = [{"tenant": adapter.tenant, "adapter": adapter.id, "document": document} for document in ids]
+                conn.execute(insert(adapter_documents), rows)
             in_use = _active(conn, adapter.tenant, uid)
             if activate and (in_use.id if in_use else "") == adapter.parent:  # judged against what is still in use
                 activate_clean(conn, adapter.tenant, uid, adapter.id)
             return _adapter(conn, adapter.tenant, uid, adapter.id)
 
         return self._db.write(change)
+
+    def record_export(self, tenant: str, memory: str, adapter: str, weights_sha256: str) -> None:
+        def change(conn: Connection) -> None:
+            uid = _memory_uid(conn, tenant, memory, lock=True)
+            found = _adapter(conn, tenant, uid, adapter)
+            if found.state is AdapterState.TAINTED:
+                raise FailedPrecondition(_TAINTED, reason="ADAPTER_TAINTED")
+            of_adapter = (adapter_documents.c.tenant == tenant) & (adapter_documents.c.adapter == adapter)
+            seen = conn.execute(select(adapter_documents.c.document).where(of_adapter)).scalars().all()
+            remember_archive(conn, tenant, weights_sha256, uid, [*seen, ""] if found.job else seen)
+
+        self._db.write(change)
 
     def adapter_of_job(self, tenant: str, job: str) -> Adapter | None:
         query = select(adapters).where(adapters.c.tenant == tenant, adapters.c.job == job)
@@ -181,15 +204,22 @@ class LearningRows(LedgerPart):
     def delete_adapter(self, tenant: str, memory: str, adapter: str) -> Job:
         def change(conn: Connection) -> Job:
             uid = _memory_uid(conn, tenant, memory, lock=True)
-            found = _adapter(conn, tenant, uid, adapter)
-            if found.state is AdapterState.ACTIVE:
-                activate_clean(conn, tenant, uid, found.parent)
-            # Its children keep their lineage: their parent is its parent now.
+            return _delete(conn, uid, _adapter(conn, tenant, uid, adapter))
+
+        return self._db.write(change)
+
+    def retire_adapters(self, tenant: str, memory: str, keep: int) -> Sequence[str]:
+        def change(conn: Connection) -> Sequence[str]:
+            uid = _memory_uid(conn, tenant, memory, lock=True)
+            active = _active(conn, tenant, uid)
+            next_ = clean_ancestor(conn, tenant, uid, active.parent) if active else ""
             of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
-            conn.execute(update(adapters).where(of_memory, adapters.c.parent == adapter).values(parent=found.parent))
-            delete_adapter_rows(conn, tenant, [adapter])
-            payload = {"memory": memory, "adapter": adapter}
-            return insert_job(conn, tenant, JobKind.ERASE, adapter_name(memory, adapter), payload)
+            idle = of_memory & (adapters.c.state == AdapterState.KEPT) & (adapters.c.id != next_)
+            query = select(adapters).where(idle).order_by(adapters.c.create_time.desc(), adapters.c.id.desc())
+            doomed = [_adapter_of(row) for row in conn.execute(query).mappings()][keep:]
+            for adapter in doomed:
+                _delete(conn, uid, _adapter(conn, tenant, uid, adapter.id))  # its parent may just have changed
+            return [adapter.id for adapter in doomed]
 
         return self._db.write(change)
 
@@ -202,20 +232,31 @@ class LearningRows(LedgerPart):
         this = (adapters.c.tenant == tenant) & (adapters.c.id == adapter) & (adapters.c.state == AdapterState.TAINTED)
         self._db.write(lambda conn: conn.execute(update(adapters).where(this).values(size_bytes=0)) and None)
 
-    def unlearned_tokens(self, tenant: str, memory: str) -> tuple[int, datetime | None]:
-        def query(conn: Connection) -> tuple[int, datetime | None]:
+    def unlearned(self, tenant: str, memory: str) -> Unlearned:
+        def query(conn: Connection) -> Unlearned:
             uid = _memory_uid(conn, tenant, memory)
             of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
-            newest = conn.execute(select(func.max(adapters.c.create_time)).where(of_memory)).scalar()
-            new = live(tenant) & (documents.c.memory_uid == uid)
-            if newest is not None:
-                new &= documents.c.create_time > newest
-            total = conn.execute(select(func.coalesce(func.sum(documents.c.token_count), 0)).where(new)).scalar_one()
-            learning = (jobs.c.tenant == tenant) & (jobs.c.target == memory_name(memory)) & jobs.c.kind.in_(LEARNING)
+            clean = of_memory & adapters.c.gather_time.is_not(None) & (adapters.c.state != AdapterState.TAINTED)
+            times = func.max(adapters.c.gather_time), func.max(adapters.c.create_time)
+            gathered, made = conn.execute(select(*times).where(clean)).one()
+            few = (jobs.c.tenant == tenant) & (jobs.c.document == "")  # there is an index for that, and most are of documents
+            learning = few & (jobs.c.target == memory_name(memory)) & jobs.c.kind.in_(LEARNING)
             tried = conn.execute(select(func.max(jobs.c.create_time)).where(learning)).scalar()
-            return int(total), max((time for time in (newest, tried) if time is not None), default=None)
+            since = _latest(gathered, _in_vain(conn, learning))
+            new = live(tenant) & (documents.c.memory_uid == uid)
+            if since is not None:
+                new &= documents.c.create_time > since
+            total = conn.execute(select(func.coalesce(func.sum(documents.c.token_count), 0)).where(new)).scalar_one()
+            now_ = conn.execute(select(jobs.c.id).where(learning, jobs.c.due_time.is_not(None)).limit(1)).first()
+            return Unlearned(int(total), _latest(made, tried), now_ is not None)
 
         return self._db.read(query)
+
+    def memories_with(self, tokens: int) -> Sequence[tuple[str, str]]:
+        of = (documents.c.tenant, documents.c.memory)
+        large = func.sum(documents.c.token_count) >= tokens
+        query = select(*of).where(documents.c.tombstone == "").group_by(*of, documents.c.memory_uid).having(large)
+        return [(row.tenant, row.memory) for row in self._db.read(lambda conn: conn.execute(query).all())]
 
 
 def _memory_uid(conn: Connection, tenant: str, memory: str, *, lock: bool = False) -> str:
@@ -223,6 +264,29 @@ def _memory_uid(conn: Connection, tenant: str, memory: str, *, lock: bool = Fals
     if uid is None:
         raise NotFound("no such memory")
     return uid
+
+
+def _delete(conn: Connection, uid: str, adapter: Adapter) -> Job:
+    """Rolled back where it is active, gone, and to be erased."""
+    if adapter.state is AdapterState.ACTIVE:
+        activate_clean(conn, adapter.tenant, uid, adapter.parent)
+    # Its children keep their lineage: their parent is its parent now.
+    of_memory = (adapters.c.tenant == adapter.tenant) & (adapters.c.memory_uid == uid)
+    conn.execute(update(adapters).where(of_memory, adapters.c.parent == adapter.id).values(parent=adapter.parent))
+    delete_adapter_rows(conn, adapter.tenant, [adapter.id])
+    payload = {"memory": adapter.memory, "adapter": adapter.id}
+    return insert_job(conn, adapter.tenant, JobKind.ERASE, adapter_name(adapter.memory, adapter.id), payload)
+
+
+def _in_vain(conn: Connection, learning: ColumnElement[bool]) -> datetime | None:
+    """When what a memory last learned was gathered, where that came to no examples: to try it again gives nothing either."""
+    done = select(jobs).where(learning, jobs.c.state == JobState.SUCCEEDED)
+    last = conn.execute(done.order_by(jobs.c.create_time.desc()).limit(1)).first()
+    return None if last is None or last.receipt.get("examples") else gathered_at(last.payload, last.create_time)
+
+
+def _latest(*times: datetime | None) -> datetime | None:
+    return max((time for time in times if time is not None), default=None)
 
 
 def _is_running(conn: Connection, adapter: Adapter) -> bool:
@@ -331,7 +395,7 @@ def _adapter(conn: Connection, tenant: str, uid: str, adapter: str) -> Adapter:
 
 _PLAIN = (
     "tenant", "memory", "id", "create_time", "fingerprint", "base", "reader", "compressor", "size_bytes", "parent", "job",
-    "examples", "documents", "judgement",
+    "examples", "documents", "judgement", "gather_time",
 )  # fmt: skip
 
 

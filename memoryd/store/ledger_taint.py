@@ -21,15 +21,29 @@ def taint_document(conn: Connection, tenant: str, memory: str, document: str) ->
         example_documents.c.tenant == tenant, example_documents.c.document == document
     )
     _delete_examples(conn, tenant, examples.c.id.in_(resting))
-    seen = select(adapter_documents.c.adapter).where(
-        adapter_documents.c.tenant == tenant, adapter_documents.c.document == document
-    )
-    of_document = (adapters.c.tenant == tenant) & adapters.c.id.in_(seen) & (adapters.c.state != AdapterState.TAINTED)
-    columns = (adapters.c.memory, adapters.c.memory_uid, adapters.c.parent, adapters.c.state)
-    rows = conn.execute(select(*columns).where(of_document)).all()
-    conn.execute(update(adapters).where(of_document).values(state=AdapterState.TAINTED))
     for kind, payload in _cancel_learning(conn, tenant, memory):  # it begins anew, as it was asked for
         insert_job(conn, tenant, kind, memory_name(memory), payload)
+    _taint_what_saw(conn, tenant, adapter_documents.c.document == document)
+
+
+def taint_memory(conn: Connection, tenant: str, memory: str, uid: str) -> None:
+    """Of a memory that is being deleted: everything, and elsewhere what was trained with its documents."""
+    _delete_examples(conn, tenant, examples.c.memory_uid == uid)
+    of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
+    conn.execute(update(adapters).where(of_memory).values(state=AdapterState.TAINTED))
+    _cancel_learning(conn, tenant, memory)
+    its_documents = select(documents.c.id).where(documents.c.tenant == tenant, documents.c.memory_uid == uid)
+    _taint_what_saw(conn, tenant, adapter_documents.c.document.in_(its_documents))
+
+
+def _taint_what_saw(conn: Connection, tenant: str, which: ColumnElement[bool]) -> None:
+    """The adapters that were trained with these documents, in whichever memory: where one is active a clean one is instead, and
+    that memory learns anew."""
+    seen = select(adapter_documents.c.adapter).where(adapter_documents.c.tenant == tenant, which)
+    saw = (adapters.c.tenant == tenant) & adapters.c.id.in_(seen) & (adapters.c.state != AdapterState.TAINTED)
+    columns = (adapters.c.memory, adapters.c.memory_uid, adapters.c.parent, adapters.c.state)
+    rows = conn.execute(select(*columns).where(saw)).all()
+    conn.execute(update(adapters).where(saw).values(state=AdapterState.TAINTED))
     for row in rows:
         if row.state == AdapterState.ACTIVE:  # of this memory, or of one that imported it
             activate_clean(conn, tenant, row.memory_uid, row.parent)
@@ -37,28 +51,26 @@ def taint_document(conn: Connection, tenant: str, memory: str, document: str) ->
                 insert_job(conn, tenant, JobKind.LEARN, memory_name(row.memory), {"memory": row.memory})
 
 
-def taint_memory(conn: Connection, tenant: str, memory: str, uid: str) -> None:
-    """Of a memory that is being deleted: everything."""
-    _delete_examples(conn, tenant, examples.c.memory_uid == uid)
-    of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
-    conn.execute(update(adapters).where(of_memory).values(state=AdapterState.TAINTED))
-    _cancel_learning(conn, tenant, memory)
-
-
 def activate_clean(conn: Connection, tenant: str, uid: str, adapter: str) -> None:
     """Serves this adapter of the memory, or its nearest ancestor that is still there and clean; none where there is none."""
     of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
     conn.execute(update(adapters).where(of_memory, adapters.c.state == AdapterState.ACTIVE).values(state=AdapterState.KEPT))
+    served = clean_ancestor(conn, tenant, uid, adapter)
+    conn.execute(update(adapters).where(of_memory, adapters.c.id == served).values(state=AdapterState.ACTIVE))
+    _mark_learned(conn, tenant, uid, served)
+
+
+def clean_ancestor(conn: Connection, tenant: str, uid: str, adapter: str) -> str:
+    """This adapter of the memory, or its nearest ancestor that is still there and clean; empty where there is none."""
+    of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
     while adapter:
         row = conn.execute(select(adapters.c.state, adapters.c.parent).where(of_memory, adapters.c.id == adapter)).first()
         if row is None:
-            adapter = ""
-        elif row.state != AdapterState.TAINTED:
-            conn.execute(update(adapters).where(of_memory, adapters.c.id == adapter).values(state=AdapterState.ACTIVE))
-            break
-        else:
-            adapter = row.parent
-    _mark_learned(conn, tenant, uid, adapter)
+            return ""
+        if row.state != AdapterState.TAINTED:
+            return adapter
+        adapter = row.parent
+    return ""
 
 
 def _mark_learned(conn: Connection, tenant: str, uid: str, active: str) -> None:

@@ -84,6 +84,17 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             FOREIGN KEY (tenant, adapter) REFERENCES adapters (tenant, id))""",
         "CREATE INDEX adapter_documents_by_document ON adapter_documents (tenant, document)",
     ),
+    # 3: when what an adapter was trained on was gathered; of those that are there, only when training was over is known
+    (
+        "ALTER TABLE adapters ADD COLUMN gather_time BIGINT",
+        "UPDATE adapters SET gather_time = create_time WHERE job <> ''",
+    ),
+    # 4: what the weights of archives have seen
+    (
+        """CREATE TABLE archives (
+            tenant TEXT NOT NULL, weights_sha256 TEXT NOT NULL, document TEXT NOT NULL, memory_uid TEXT NOT NULL,
+            PRIMARY KEY (tenant, weights_sha256, document))""",
+    ),
 )
 
 

@@ -253,6 +253,7 @@ adapters = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("judgement", Json, nullable=False),
     Column("create_time", Time, nullable=False),
+    Column("gather_time", Time),
 )
 
 # Every document that had a part in it: those that examples rest on, and those that were only shown beside them.
@@ -262,4 +263,14 @@ adapter_documents = Table(
     Column("tenant", Text, primary_key=True),
     Column("adapter", Text, primary_key=True),
     Column("document", Text, primary_key=True),
+)
+
+# Weights of which an archive was exported or imported, and what they have seen. Never deleted: see `ledger_archives`.
+archives = Table(
+    "archives",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("weights_sha256", Text, primary_key=True),
+    Column("document", Text, primary_key=True),
+    Column("memory_uid", Text, nullable=False),
 )

@@ -1,7 +1,7 @@
 """`python -m memoryd.worker`: the worker process and its composition root.
 
-Exit codes: 0 drained; 78 (EX_CONFIG) a model can't be loaded or the socket not be opened, so that starting again would
-not help; 70 (EX_SOFTWARE) a defect: start again.
+Exit codes: 0 drained; 78 (EX_CONFIG) a model can't be loaded, or is not the one that is expected, or the socket not be
+opened, so that starting again would not help; 70 (EX_SOFTWARE) a defect: start again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from memoryd import log
+from memoryd.errors import SettingsError
 from memoryd.worker import parent
+from memoryd.worker.client import identity
 from memoryd.worker.loop import Loop
 from memoryd.worker.server import OPTIONS, WorkerServicer
 from memoryd.worker.v1 import worker_pb2 as pb
@@ -46,6 +48,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on CUDA, else float32")
     parser.add_argument("--drain", type=float, default=5.0, help="seconds that calls may take to end on SIGTERM")
     parser.add_argument("--parent", type=int, default=0, help="process id of the daemon: the worker ends with it")
+    parser.add_argument("--expect", default="", help="what the daemon knows of the models: others are refused")
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--log-format", default="auto", help="json, console, auto")
     return parser.parse_args()
@@ -112,6 +115,11 @@ async def _serve(arguments: argparse.Namespace) -> int:
 
     def load() -> Runner:
         runner, facts = _load(arguments)
+        if arguments.expect not in ("", identity(facts)):
+            raise SettingsError(
+                "the files of the model, the compressor or the reader are not those that memoryd started with: restart "
+                "memoryd, which then makes anew what was made with those"
+            )
         description.CopyFrom(facts)
         return runner
 

@@ -1,4 +1,9 @@
-"""The worker as a child process of the daemon."""
+"""The worker as a child process of the daemon.
+
+The daemon knows the worker's models from its first start on, and works with what it knows (`models.py`). So a worker that
+comes back with others, since their files were written over, is not let in: it finds that out itself, before it answers
+anything, and ends. It is started again, with back-off, until the files are what they were or the daemon is restarted.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,13 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from memoryd.child import ChildProcess, ChildSpec
 from memoryd.config import Settings
 from memoryd.errors import MemorydError, SettingsError
-from memoryd.worker.client import WorkerClient
+from memoryd.worker.client import WorkerClient, identity
 
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel takes 107 on Linux, 103 on macOS
 _START_SECONDS = 600.0  # a large base model is read from disk, and converted the first time
@@ -28,6 +34,7 @@ class WorkerProcess(ChildProcess):
             self._socket_dir = Path(tempfile.mkdtemp(prefix="memoryd-"))
             self.socket = self._socket_dir / "worker.sock"
         self._model = settings.model
+        self._expects = False
         super().__init__(
             ChildSpec(
                 name="worker",
@@ -50,7 +57,8 @@ class WorkerProcess(ChildProcess):
         )
 
     async def start(self) -> None:
-        """As ChildProcess.start. SettingsError where the model can't be loaded: starting again would not help."""
+        """As ChildProcess.start. SettingsError where the models can't be loaded, or are not those of the first start: starting
+        again would not help before something else is done."""
         try:
             await super().start()
         except MemorydError:
@@ -70,10 +78,13 @@ class WorkerProcess(ChildProcess):
     async def _describes(self) -> bool:
         async with WorkerClient(self.socket) as client:
             try:
-                await client.describe(timeout=5.0)
+                info = await client.describe(timeout=5.0)
             except MemorydError:
                 return False
-            return True
+        if not self._expects:
+            self._expects = True
+            self.spec = replace(self.spec, command=(*self.spec.command, "--expect", identity(info)))
+        return True
 
     def _last_words(self) -> str:
         lines = self.spec.log_file.read_text(errors="replace").splitlines()

@@ -64,6 +64,11 @@ class WorkerInfo:
     eos_ids: Sequence[int] = ()
 
 
+def identity(info: WorkerInfo | pb.DescribeResponse) -> str:
+    """The fingerprints of all that a worker has loaded, as one word: another that says it is its equal."""
+    return "/".join((info.base_fingerprint, info.compressor.fingerprint, info.encoder_fingerprint, info.reader))
+
+
 class WorkerClient:
     """Methods raise memoryd.errors: Unavailable where the worker is starting or has just died, which is worth a retry;
     Cancelled where `timeout` seconds, the call's gRPC deadline, passed."""
@@ -201,6 +206,8 @@ def _parts(learning: Learning) -> Iterator[pb.LearnRequest]:
             batch=settings.batch,
             seed=settings.seed,
             checkpoint_seconds=settings.checkpoint_seconds,
+            dropout=settings.dropout,
+            rslora=settings.rslora,
             use_reader=learning.use_reader,
             compressor_fingerprint=learning.compressor_fingerprint,
         )

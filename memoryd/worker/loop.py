@@ -161,15 +161,15 @@ class Loop:
                 continue
             self._deliver[message.call] = message.deliver
             try:
-                if done := self._begin(runner, message):
-                    self._give_out(message.call, done)
+                for done in self._begin(runner, message):
+                    self._give_out(done.call, done)
             except Exception as error:  # one call's, whatever it is: the loop serves all others too
                 runner.end(message.call)
                 self._give_out(message.call, Output(message.call, told(error)))
 
     @staticmethod
-    def _begin(runner: Runner, start: _Start) -> Output | None:
-        """Queue it; or do it, where it takes no step."""
+    def _begin(runner: Runner, start: _Start) -> Sequence[Output]:
+        """Queue it; or do it, where it takes no step: what that gives out, to this call and others."""
         request, call = start.request, start.call
         match request:
             case Generation():
@@ -182,11 +182,10 @@ class Loop:
                 runner.learn(call, request)
             case LoadAdapter():
                 runner.load_adapter(request.adapter, request.config, request.weights)
-                return Output(call, None)
+                return [Output(call, None)]
             case UnloadAdapter():
-                runner.unload_adapter(request.adapter)
-                return Output(call, None)
-        return None
+                return [*runner.unload_adapter(request.adapter), Output(call, None)]
+        return []
 
     def _give_out(self, call: int, output: Output) -> None:
         value: Value = output.value

@@ -174,6 +174,8 @@ async def _learning(requests: AsyncIterator[pb.LearnRequest]) -> Learning:
             batch=settings.batch,
             seed=settings.seed,
             checkpoint_seconds=settings.checkpoint_seconds,
+            dropout=settings.dropout,
+            rslora=settings.rslora,
         ),
         use_reader=settings.use_reader,
         compressor_fingerprint=settings.compressor_fingerprint,

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from memoryd.v1 import jobs_pb2, learn_pb2, learn_pb2_grpc
+from memoryd.v1 import jobs_pb2, learn_pb2, learn_pb2_grpc, recall_pb2
 from tests.client.fake_parts import Failure, found, page_of
 
 PIECE = 1000  # small, so that an export of a test comes in several
@@ -125,6 +125,7 @@ class FakeLearning(learn_pb2_grpc.LearnServiceServicer):
             examples=examples,
             steps=int(request.epochs or 3) * examples,
             seconds=1.5,
+            loss=0.5,
         )
         return self._operation(name)
 
@@ -185,10 +186,13 @@ class FakeLearning(learn_pb2_grpc.LearnServiceServicer):
         )
         adapter.create_time.GetCurrentTime()
         if judged:
-            kind = learn_pb2.JudgedKind(kind="all", count=8, before=0.25, after=0.5, low=0.125, high=0.375)
+            kind = learn_pb2.JudgedKind(kind="all", count=8, before=0.25, after=0.5, low=0.125, high=0.375, exact_after=0.25)
             adapter.judgement.CopyFrom(learn_pb2.Judgement(better=True, verdict="better", kinds=[kind]))
             adapter.curve.extend(learn_pb2.LossPoint(step=step, loss=1 / step) for step in (1, 2))
             adapter.curve_png = b"\x89PNG"
+            adapter.gather_time.GetCurrentTime()
+            of = [f"{memory}/documents/d"]
+            adapter.lineage.CopyFrom(learn_pb2.Lineage(documents=of, modes=[recall_pb2.MODE_TEXT], epochs=3, steps=2))
         self.adapters[adapter.name], self.archives[adapter.name] = adapter, archive
         return adapter
 
@@ -220,4 +224,5 @@ def _bare(adapter: Any) -> Any:
     out.CopyFrom(adapter)
     out.ClearField("curve")
     out.ClearField("curve_png")
+    out.ClearField("lineage")
     return out

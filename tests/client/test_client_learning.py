@@ -19,6 +19,7 @@ from memoryd_client import (
     InvalidArgument,
     LearnReceipt,
     Memory,
+    Mode,
     NotFound,
     Origin,
     StudyReceipt,
@@ -189,6 +190,14 @@ def test_a_memory_studies(client: Client, memory: Memory) -> None:
     assert (receipt.memory, receipt.passages, receipt.questions, receipt.teacher) == (memory.name, 3, 7, "smollm2")
 
 
+def test_a_job_tells_its_loss_and_what_is_left_where_it_knows(client: Client, fake: FakeDaemon, memory: Memory) -> None:
+    job = memory.learn()
+    assert (job.loss, job.seconds_left) == (None, None)
+    fake.jobs[job.name].loss, fake.jobs[job.name].seconds_left = 0.0, 12.5
+    job = client.jobs.get(job)
+    assert (job.loss, job.seconds_left) == (0.0, 12.5)
+
+
 def test_a_memory_learns(client: Client, memory: Memory) -> None:
     memory.examples.add(QUESTION, ANSWER)
     job = memory.learn(epochs=2)
@@ -196,10 +205,20 @@ def test_a_memory_learns(client: Client, memory: Memory) -> None:
     receipt = client.jobs.wait(job, timeout=10).receipt
     assert isinstance(receipt, LearnReceipt)
     assert (receipt.activated, receipt.examples, receipt.steps, receipt.seconds) == (True, 1, 2, 1.5)
+    assert receipt.loss == 0.5
     adapter = memory.adapters.get(receipt.adapter)
     assert adapter.state is AdapterState.ACTIVE
     assert adapter.judgement is not None
-    assert (adapter.judgement.better, adapter.judgement.kinds[0].after) == (True, 0.5)
+    assert (adapter.judgement.better, adapter.judgement.kinds[0].after, adapter.judgement.kinds[0].exact_after) == (
+        True,
+        0.5,
+        0.25,
+    )
+    assert adapter.lineage is not None
+    assert (adapter.lineage.documents, adapter.lineage.modes) == ((f"{memory.name}/documents/d",), (Mode.TEXT,))
+    assert (adapter.lineage.epochs, adapter.lineage.steps, adapter.lineage.imported_from) == (3, 2, "")
+    assert adapter.gather_time is not None
+    assert [listed.lineage for listed in memory.adapters.list()] == [None]
     assert [(point.step, point.loss) for point in adapter.curve] == [(1, 1.0), (2, 0.5)]
     assert adapter.curve_png.startswith(b"\x89PNG")
     assert "PNG" not in repr(adapter)

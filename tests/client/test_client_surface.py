@@ -64,6 +64,7 @@ TYPES = [
     "JudgedKind",
     "Judgement",
     "LearnReceipt",
+    "Lineage",
     "LossPoint",
     "MemoryInfo",
     "Message",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -264,13 +265,8 @@ class TestDocuments:
 
     def test_what_another_compressor_made_is_found_and_made_anew(self, ledger: Ledger) -> None:
         memory(ledger)
-        old, new, young = (write(ledger).document.id for _ in range(3))
-        for id_, compressor in ((old, "c1"), (new, "c2"), (young, "c1")):
-            made = replace(chunk(id_, 0), compressor=compressor, embeddings="key", soft_tokens=16)
-            ledger.add_chunks("acme", id_, [chunk(id_, 0)], [])
-            ledger.set_embeddings("acme", id_, [made])
-            ledger.set_stage("acme", id_, Stage.SEARCHABLE if id_ == young else Stage.COMPRESSED)
-        assert [each.id for each in ledger.stale_documents("c2", 10)] == [old]
+        old, _, young = compressed(ledger, "c1"), compressed(ledger, "c2"), compressed(ledger, "c1", end="")
+        assert [each.id for each in ledger.stale_documents("c2", 10)] == [old], "the young one has a job still"
         assert len(ledger.stale_documents("c3", 1)) == 1
         ledger.recompress("acme", old)
         after = ledger.get_document("acme", "m", old)
@@ -286,6 +282,54 @@ class TestDocuments:
         assert ledger.get_document("acme", "m", old) == after
         ledger.recompress("acme", "nowhere")
 
+    @pytest.mark.parametrize("end", ["cancelled", "dead"])
+    def test_a_document_whose_job_came_to_nothing_is_made_anew_too(self, ledger: Ledger, end: str) -> None:
+        """After the next change of compressor, or it would never be again."""
+        memory(ledger)
+        id_ = compressed(ledger, "c1", end=end)
+        assert ledger.get_document("acme", "m", id_).stage is Stage.SEARCHABLE
+        assert ledger.stale_documents("c1", 10) == [], "it ended under this one: that is for a person to retry"
+        assert [each.id for each in ledger.stale_documents("c2", 10)] == [id_]
+        ledger.recompress("acme", id_)
+        assert ledger.get_job("acme", ledger.get_document("acme", "m", id_).job).state is JobState.PENDING
+        assert ledger.stale_documents("c2", 10) == []
+
+    def test_what_is_not_searchable_yet_is_not_made_anew(self, ledger: Ledger) -> None:
+        memory(ledger)
+        written = write(ledger)
+        ledger.cancel_job("acme", written.job.id)
+        ledger.recompress("acme", written.document.id)
+        assert not ledger.remake("acme", written.document.id, [])
+        assert ledger.get_document("acme", "m", written.document.id) == written.document
+
+    def test_lost_embeddings_are_made_again_by_one_job(self, ledger: Ledger) -> None:
+        memory(ledger)
+        id_ = compressed(ledger, "c1", chunks=3)
+        kept, lost, also_lost = ledger.chunks("acme", id_)
+        assert ledger.remake("acme", id_, [lost])
+        bare = replace(lost, compressor="", embeddings="", soft_tokens=0)
+        assert ledger.chunks("acme", id_) == [kept, bare, also_lost]
+        document = ledger.get_document("acme", "m", id_)
+        job = ledger.get_job("acme", document.job)
+        assert (document.stage, job.kind, job.state) == (Stage.SEARCHABLE, JobKind.COMPRESS, JobState.PENDING)
+        assert job.payload == {"memory": "m", "document": id_}
+        assert not ledger.remake("acme", id_, [also_lost]), "a job is on its way: whoever misses it after that says so again"
+        assert ledger.chunks("acme", id_) == [kept, bare, also_lost]
+        assert len(ledger.list_jobs("acme", 10, "").items) == 2
+        end_job(ledger, job.id, "done")
+        assert ledger.remake("acme", id_, [also_lost])
+        ledger.delete_document("acme", "m", id_, None)
+        assert not ledger.remake("acme", id_, [kept])
+
+    def test_of_many_that_miss_the_same_embeddings_one_makes_the_job(self, ledger: Ledger) -> None:
+        memory(ledger)
+        id_ = compressed(ledger, "c1")
+        lost = ledger.chunks("acme", id_)
+        with ThreadPoolExecutor(8) as pool:
+            made = list(pool.map(lambda _: ledger.remake("acme", id_, lost), range(16)))
+        assert made.count(True) == 1
+        assert len(ledger.list_jobs("acme", 100, "").items) == 2
+
     def test_all_documents_of_a_tenant_are_walked_by_id(self, ledger: Ledger) -> None:
         memory(ledger)
         memory(ledger, "n")
@@ -299,6 +343,29 @@ class TestDocuments:
         time = datetime(2020, 1, 1, tzinfo=UTC)
         made = ledger.write_document("acme", "m", "d", Kind.MESSAGES, "t", {"t": time}, "a" * 64, 1, "b", None).document
         assert (made.kind, made.title, made.metadata, made.blob) == (Kind.MESSAGES, "t", {"t": time}, "b")
+
+
+def compressed(ledger: Ledger, compressor: str, chunks: int = 1, end: str = "done") -> str:
+    """A document with compressed embeddings by this compressor. Its job has ended so, or not where that is empty: then, and
+    where it came to nothing, it is SEARCHABLE only."""
+    written = write(ledger)
+    id_ = written.document.id
+    made = [replace(chunk(id_, n), compressor=compressor, embeddings=f"key {n}", soft_tokens=16) for n in range(chunks)]
+    ledger.add_chunks("acme", id_, [chunk(id_, n) for n in range(chunks)], [])
+    ledger.set_embeddings("acme", id_, made)
+    ledger.set_stage("acme", id_, Stage.COMPRESSED if end == "done" else Stage.SEARCHABLE)
+    if end:
+        end_job(ledger, written.job.id, end)
+    return id_
+
+
+def end_job(ledger: Ledger, job: str, end: str) -> None:
+    if end == "cancelled":
+        ledger.cancel_job("acme", job)
+        return
+    while (claimed := ledger.claim_job("w", 60)) is not None and claimed.id != job:
+        ledger.release_job("acme", claimed.id, "w")
+    assert ledger.finish_job("acme", job, "w", {}) if end == "done" else ledger.fail_job("acme", job, "w", "why", None)
 
 
 def _fields(chunk: object) -> dict[str, object]:

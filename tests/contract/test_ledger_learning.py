@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import pytest
 
-from memoryd.core import Adapter, AdapterState, JobKind, JobState, Origin, Request, Stage, new_id, now
+from memoryd.core import Adapter, AdapterState, JobKind, JobState, Origin, Request, Stage, Unlearned, new_id, now
 from memoryd.errors import FailedPrecondition, NotFound, RequestIdReused
 from memoryd.store.base import Ledger
 from tests.contract.rows import chunk, memory, write
@@ -14,8 +15,17 @@ from tests.contract.rows import chunk, memory, write
 Q, A = "Who rides the elephant?", "Mr. Fogg"
 
 
-def adapter(ledger: Ledger, documents: Sequence[str], parent: str = "", *, activate: bool = True, memory: str = "m") -> Adapter:
-    new = Adapter("acme", memory, new_id(), now(), "f" * 64, "base", "reader", "compressor", 100, parent=parent, examples=3)
+def adapter(
+    ledger: Ledger,
+    documents: Sequence[str],
+    parent: str = "",
+    *,
+    activate: bool = True,
+    memory: str = "m",
+    gather_time: datetime | None = None,
+) -> Adapter:
+    made_of = (new_id(), "base", "reader", "compressor", 100)
+    new = Adapter("acme", memory, new_id(), now(), *made_of, parent=parent, examples=3, gather_time=gather_time)
     made = ledger.add_adapter(new, documents, activate)
     assert made is not None
     return made
@@ -226,15 +236,111 @@ def test_a_deleted_memory_leaves_nothing_learned(ledger: Ledger) -> None:
     assert ledger.recorded("acme", [made.id]) == set()
 
 
-def test_unlearned_tokens_are_those_written_since_the_newest_adapter(ledger: Ledger) -> None:
+def told(ledger: Ledger, tokens: int, memory: str = "m") -> str:
+    document = write(ledger, memory=memory).document.id
+    ledger.add_chunks("acme", document, [chunk(document, 0, tokens=tokens)], [])
+    return document
+
+
+def test_unlearned_is_what_was_written_since_the_examples_were_gathered(ledger: Ledger) -> None:
     memory(ledger)
-    first = write(ledger).document.id
-    ledger.add_chunks("acme", first, [chunk(first, 0, tokens=30)], [])
-    assert ledger.unlearned_tokens("acme", "m") == (30, None)
-    made = adapter(ledger, [first], activate=False)
-    second = write(ledger).document.id
-    ledger.add_chunks("acme", second, [chunk(second, 0, tokens=12)], [])
-    assert ledger.unlearned_tokens("acme", "m") == (12, made.create_time)
+    first = told(ledger, 30)
+    assert ledger.unlearned("acme", "m") == Unlearned(30, None, learning=False)
+    gathered = now()
+    told(ledger, 12)  # while it is trained
+    made = adapter(ledger, [first], activate=False, gather_time=gathered)
+    assert made.gather_time == gathered
+    assert ledger.unlearned("acme", "m") == Unlearned(12, made.create_time, learning=False)
+    told(ledger, 5)
+    assert ledger.unlearned("acme", "m").tokens == 17
+
+
+def test_an_imported_or_a_tainted_adapter_has_learned_nothing_for_the_memory(ledger: Ledger) -> None:
+    memory(ledger)
+    told(ledger, 30)
+    adapter(ledger, [])  # imported: nobody knows when what it knows was gathered
+    assert ledger.unlearned("acme", "m") == Unlearned(30, None, learning=False)
+    secret = told(ledger, 7)
+    adapter(ledger, [secret], activate=False, gather_time=now())
+    assert ledger.unlearned("acme", "m").tokens == 0
+    ledger.delete_document("acme", "m", secret, None)
+    assert ledger.unlearned("acme", "m").tokens == 30
+
+
+def test_a_memory_that_studies_or_learns_says_so(ledger: Ledger) -> None:
+    memory(ledger)
+    job = ledger.request_learning("acme", "m", JobKind.LEARN, {}, None)
+    assert ledger.unlearned("acme", "m") == Unlearned(0, job.create_time, learning=True)
+    ledger.cancel_job("acme", job.id)
+    assert ledger.unlearned("acme", "m") == Unlearned(0, job.create_time, learning=False)
+
+
+@pytest.mark.parametrize(("examples", "left"), [(0, 5), (3, 35)])
+def test_what_was_studied_in_vain_is_not_studied_again(ledger: Ledger, examples: int, left: int) -> None:
+    """Where there are examples an adapter is to come of it, and only that says what is learned."""
+    memory(ledger)
+    told(ledger, 30)
+    job = ledger.request_learning("acme", "m", JobKind.STUDY, {}, None)
+    while (claimed := ledger.claim_job("w", 60)) and claimed.id != job.id:
+        pass  # it is of a document
+    told(ledger, 5)
+    assert ledger.finish_job("acme", job.id, "w", {"examples": examples})
+    assert ledger.unlearned("acme", "m").tokens == left
+
+
+def test_memories_with_so_much_text(ledger: Ledger) -> None:
+    for of in ("m", "small", "deleted"):
+        memory(ledger, of)
+    for of, tokens in (("m", 60), ("m", 40), ("small", 99), ("deleted", 100)):
+        told(ledger, tokens, of)
+    gone = told(ledger, 50, "small")
+    ledger.delete_document("acme", "small", gone, None)
+    ledger.delete_memory("acme", "deleted", None)
+    assert ledger.memories_with(100) == [("acme", "m")]
+
+
+def test_of_adapters_that_are_not_in_use_the_newest_are_kept(ledger: Ledger) -> None:
+    memory(ledger)
+    document = write(ledger).document.id
+    chain = [adapter(ledger, [document])]
+    for _ in range(3):
+        chain.append(adapter(ledger, [document], chain[-1].id))
+    kept = [adapter(ledger, [document], chain[-1].id, activate=False) for _ in range(3)]
+    assert list(ledger.retire_adapters("acme", "m", 2)) == [kept[0].id, chain[1].id, chain[0].id]
+    left = [a.id for a in ledger.list_adapters("acme", "m", 10, "").items]
+    assert left == [chain[2].id, chain[3].id, kept[1].id, kept[2].id]
+    assert active(ledger) == chain[3].id
+    erased = [job.payload["adapter"] for job in ledger.list_jobs("acme", 100, "").items if job.kind is JobKind.ERASE]
+    assert erased == [kept[0].id, chain[1].id, chain[0].id]
+    assert list(ledger.retire_adapters("acme", "m", 2)) == []
+    back = ledger.roll_back_adapter("acme", "m")
+    assert back is not None
+    assert back.id == chain[2].id
+    assert back.parent == "", "its parents are gone"
+
+
+def test_what_a_rollback_would_need_is_never_retired(ledger: Ledger) -> None:
+    """That is not always the parent."""
+    memory(ledger)
+    safe, secret = write(ledger).document.id, write(ledger).document.id
+    oldest = adapter(ledger, [safe])
+    tainted = adapter(ledger, [safe, secret], oldest.id)
+    newest = adapter(ledger, [safe], tainted.id)
+    others = [adapter(ledger, [safe], activate=False) for _ in range(2)]
+    ledger.delete_document("acme", "m", secret, None)
+    assert list(ledger.retire_adapters("acme", "m", 1)) == [others[0].id]
+    assert (state(ledger, newest), state(ledger, tainted)) == (AdapterState.ACTIVE, AdapterState.TAINTED)
+    back = ledger.roll_back_adapter("acme", "m")
+    assert back is not None
+    assert back.id == oldest.id
+
+
+def test_where_none_is_active_the_newest_are_kept(ledger: Ledger) -> None:
+    memory(ledger)
+    made = [adapter(ledger, [], activate=False) for _ in range(3)]
+    assert list(ledger.retire_adapters("acme", "m", 1)) == [made[1].id, made[0].id]
+    with pytest.raises(NotFound):
+        ledger.retire_adapters("acme", "x", 1)
 
 
 def test_an_adapter_of_a_cancelled_job_is_not_recorded(ledger: Ledger) -> None:
@@ -292,3 +398,156 @@ def test_learning_of_a_deleted_memory_is_not_retried(ledger: Ledger) -> None:
     ledger.delete_memory("acme", "m", None)
     with pytest.raises(FailedPrecondition, match="memory is deleted"):
         ledger.retry_job("acme", job.id)
+
+
+# --- archives: what was deleted does not come back by import ---
+
+
+def bring(ledger: Ledger, weights: str, lineage: Sequence[str] = (), memory: str = "m", tenant: str = "acme") -> Adapter | None:
+    """Imports an archive of these weights, whose lineage names these documents; its configuration is always another one."""
+    new = Adapter(tenant, memory, new_id(), now(), new_id(), "base", "reader", "compressor", 100)
+    return ledger.add_adapter(new, lineage, False, weights)
+
+
+@pytest.mark.parametrize("first", ["document", "adapter"])
+def test_what_was_exported_does_not_come_back_after_the_delete(ledger: Ledger, first: str) -> None:
+    """Whether the adapter was tainted when it was deleted or not, and though neither row nor lineage says anything any more."""
+    memory(ledger)
+    memory(ledger, "n")
+    document, other = write(ledger).document.id, write(ledger).document.id
+    made = adapter(ledger, [document, other])
+    ledger.record_export("acme", "m", made.id, "weights")
+    assert bring(ledger, "weights", memory="n") is not None, "until then it may"
+    for step in ("document", "adapter") if first == "document" else ("adapter", "document"):
+        if step == "document":
+            ledger.delete_document("acme", "m", document, None)
+            ledger.erase_rows("acme", "m", [document])
+        else:
+            ledger.delete_adapter("acme", "m", made.id)
+    for into in ("m", "n"):
+        with pytest.raises(FailedPrecondition, match=f"memories/m/documents/{document}, deleted here.*learn anew") as refusal:
+            bring(ledger, "weights", memory=into)
+        assert refusal.value.reason == "ADAPTER_TAINTED"
+    assert bring(ledger, "other weights") is not None
+
+
+def test_a_lineage_that_names_a_deleted_document_is_refused(ledger: Ledger) -> None:
+    """Weights that nobody knows: they were changed, say."""
+    memory(ledger)
+    gone, also, stays = sorted(write(ledger).document.id for _ in range(3))
+    ledger.delete_document("acme", "m", gone, None)
+    with pytest.raises(FailedPrecondition, match=f"memories/m/documents/{gone}, deleted"):
+        bring(ledger, "before the erase", [gone, stays])
+    ledger.erase_rows("acme", "m", [gone])
+    replaced = write(ledger, replaces=also).document.id
+    with pytest.raises(FailedPrecondition, match=f"memories/m/documents/{gone} and 1 more, deleted"):
+        bring(ledger, "after it", [stays, gone, also])
+    assert list(ledger.list_adapters("acme", "m", 10, "").items) == []
+    made = bring(ledger, "clean", [stays, replaced])
+    assert made is not None
+    assert made.documents == 2
+
+
+def test_what_a_refused_archive_says_of_itself_is_not_remembered(ledger: Ledger) -> None:
+    memory(ledger)
+    gone, stays = write(ledger).document.id, write(ledger).document.id
+    ledger.delete_document("acme", "m", gone, None)
+    with pytest.raises(FailedPrecondition):
+        bring(ledger, "weights", [gone, stays])
+    made = bring(ledger, "weights")
+    assert made is not None
+    assert made.documents == 0
+
+
+def test_documents_of_another_installation_or_tenant_are_not_asked_for(ledger: Ledger) -> None:
+    memory(ledger)
+    memory(ledger, tenant="other")
+    theirs = write(ledger, tenant="other").document.id
+    ledger.delete_document("other", "m", theirs, None)
+    made = bring(ledger, "weights", ["018f000000000000deadbeef", theirs])
+    assert made is not None
+    assert made.documents == 0
+    with pytest.raises(FailedPrecondition):
+        bring(ledger, "weights", [theirs], tenant="other")
+
+
+def test_what_goes_out_of_one_tenant_is_not_known_to_another(ledger: Ledger) -> None:
+    memory(ledger)
+    memory(ledger, tenant="other")
+    document = write(ledger).document.id
+    ledger.record_export("acme", "m", adapter(ledger, [document]).id, "weights")
+    ledger.delete_document("acme", "m", document, None)
+    assert bring(ledger, "weights", tenant="other") is not None
+
+
+def test_an_import_without_its_lineage_is_tainted_with_what_its_weights_have_seen(ledger: Ledger) -> None:
+    memory(ledger)
+    memory(ledger, "n")
+    document = write(ledger).document.id
+    made = adapter(ledger, [document])
+    ledger.record_export("acme", "m", made.id, "weights")
+    ledger.delete_adapter("acme", "m", made.id)
+    back = bring(ledger, "weights", memory="n")
+    assert back is not None
+    assert back.documents == 1
+    ledger.activate_adapter("acme", "n", back.id)
+    ledger.delete_document("acme", "m", document, None)
+    assert state(ledger, back) is AdapterState.TAINTED
+    assert active(ledger, "n") is None
+
+
+def test_what_was_imported_is_remembered_as_what_was_exported(ledger: Ledger) -> None:
+    memory(ledger)
+    document = write(ledger).document.id
+    made = bring(ledger, "weights", [document])
+    assert made is not None
+    ledger.delete_adapter("acme", "m", made.id)
+    ledger.delete_document("acme", "m", document, None)
+    with pytest.raises(FailedPrecondition, match=document):
+        bring(ledger, "weights")
+
+
+def test_a_tainted_adapter_is_not_exported(ledger: Ledger) -> None:
+    memory(ledger)
+    document = write(ledger).document.id
+    made = adapter(ledger, [document])
+    ledger.record_export("acme", "m", made.id, "weights")
+    ledger.record_export("acme", "m", made.id, "weights")  # as often as one likes
+    ledger.delete_document("acme", "m", document, None)
+    with pytest.raises(FailedPrecondition, match="learn again"):
+        ledger.record_export("acme", "m", made.id, "weights")
+    with pytest.raises(NotFound):
+        ledger.record_export("acme", "m", "nothing", "weights")
+
+
+def test_what_a_deleted_memory_taught_comes_back_nowhere(ledger: Ledger) -> None:
+    """By its documents; and by its examples that rest on none, once its rows are erased."""
+    memory(ledger)
+    memory(ledger, "n")
+    document = write(ledger).document.id
+    saw = adapter(ledger, [document], activate=False)
+    ledger.request_learning("acme", "m", JobKind.LEARN, {}, None)
+    job = ledger.claim_job("w", 60)
+    while job is not None and job.kind is not JobKind.LEARN:
+        job = ledger.claim_job("w", 60)
+    assert job is not None
+    new = Adapter("acme", "m", new_id(), now(), new_id(), "base", "reader", "compressor", 100, job=job.id)
+    told = ledger.add_adapter(new, [], False)
+    assert told is not None
+    for made in (saw, told):
+        ledger.record_export("acme", "m", made.id, f"weights of {made.id}")
+    elsewhere = bring(ledger, f"weights of {saw.id}", memory="n")
+    assert elsewhere is not None
+    ledger.activate_adapter("acme", "n", elsewhere.id)
+    ledger.delete_memory("acme", "m", None)
+    assert state(ledger, elsewhere) is AdapterState.TAINTED
+    assert active(ledger, "n") is None
+    assert {a.id for a in ledger.tainted_adapters("acme")} == {saw.id, told.id, elsewhere.id}
+    for made in (saw, told, elsewhere):
+        ledger.purged_adapter("acme", made.id)
+    ledger.erase_rows("acme", "m", [document])
+    memory(ledger)  # of the same name
+    for made in (saw, told):
+        assert ledger.recorded("acme", [made.id]) == set()
+        with pytest.raises(FailedPrecondition, match="deleted here"):
+            bring(ledger, f"weights of {made.id}")

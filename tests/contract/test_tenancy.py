@@ -33,7 +33,9 @@ HIDDEN: dict[str, Callable[[Ledger, str, str], object]] = {
     "activate_adapter": lambda ledger, d, j: ledger.activate_adapter("other", "m", _adapter(ledger)),
     "roll_back_adapter": lambda ledger, d, j: ledger.roll_back_adapter("other", "m"),
     "delete_adapter": lambda ledger, d, j: ledger.delete_adapter("other", "m", _adapter(ledger)),
-    "unlearned_tokens": lambda ledger, d, j: ledger.unlearned_tokens("other", "m"),
+    "record_export": lambda ledger, d, j: ledger.record_export("other", "m", _adapter(ledger), "w"),
+    "unlearned": lambda ledger, d, j: ledger.unlearned("other", "m"),
+    "retire_adapters": lambda ledger, d, j: ledger.retire_adapters("other", "m", 0),
     "revoke_key": lambda ledger, d, j: ledger.revoke_key("other", ledger.list_keys("acme")[0].id),
 }
 
@@ -56,6 +58,7 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
     "token_count": lambda ledger, d, j: ledger.token_count("other", ["m"]),
     "count_unsearchable": lambda ledger, d, j: ledger.count_unsearchable("other", ["m"]),
     "recompress": lambda ledger, d, j: ledger.recompress("other", d),
+    "remake": lambda ledger, d, j: ledger.remake("other", d, [chunk(d, 0)]),
     "recorded": lambda ledger, d, j: ledger.recorded("other", [d]),
     "all_documents": lambda ledger, d, j: ledger.all_documents("other"),
     "heartbeat": lambda ledger, d, j: ledger.heartbeat("other", j, "w", 60, "", 1, 2, 0.0),
@@ -71,7 +74,7 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
 }
 
 UNSCOPED = {"create_tenant", "ensure_tenant", "get_tenant", "list_tenants", "find_key", "claim_job"}
-UNSCOPED |= {"stale_documents", "count_recompressing"}  # the daemon's own: no caller reaches them
+UNSCOPED |= {"stale_documents", "count_recompressing", "memories_with"}  # the daemon's own: no caller reaches them
 OWN = {"create_key", "create_memory", "add_job", "add_usage", "close"}  # only ever add to the tenant that is named
 
 

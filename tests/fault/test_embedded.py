@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from memoryd.child import Backoff, ChildProcess, ChildSpec, ChildState, supervise
-from memoryd.errors import Unavailable
+from memoryd.errors import DataLoss, SettingsError, Unavailable
 from memoryd.store.cache import ValkeyCache
 from memoryd.store.embedded import MilvusServer, ValkeyServer
 from memoryd.store.index import MilvusIndex
@@ -172,6 +172,23 @@ async def test_a_child_that_cannot_start_is_tried_again(tmp_path: Path) -> None:
     async with supervised(child(tmp_path, str(tmp_path / "none"), ready=_never)) as watch:
         await watch.until(lambda: watch.states.count(ChildState.DOWN) == 3)
         assert ChildState.READY not in watch.states
+
+
+async def test_a_child_whose_files_are_bad_is_tried_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be half-written, and whole the next time."""
+    broken = child(tmp_path)
+    errors: list[Exception] = [SettingsError("half-written"), DataLoss("half-written"), Unavailable("half-written")]
+    start = broken.start
+
+    async def bad_at_first() -> None:
+        if errors:
+            raise errors.pop()
+        await start()
+
+    monkeypatch.setattr(broken, "start", bad_at_first)
+    async with supervised(broken) as watch:
+        await watch.until(lambda: ChildState.READY in watch.states)
+        assert [why for why in watch.whys if why] == ["half-written"] * 3
 
 
 async def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:

@@ -11,20 +11,26 @@ from typing import Any
 
 import pytest
 
+from memoryd.__main__ import main
 from memoryd.learn import checkpoint
 from tests.unit.test_reader_data import folder
 from tests.unit.test_soft_packing import corpus
 
 __all__ = ["corpus", "folder"]  # fixtures with a little data
 
-KILLS = 2
+STEPS = 3 + 10
+KILLS = (1, 6)  # after so many steps: one in each stage
 
 
-def start(model: Path, corpus: Path, qa: Path, out: Path) -> subprocess.Popen[bytes]:
+def command(model: Path, corpus: Path, qa: Path, out: Path) -> list[str]:
     data = ("--base", str(model), "--corpus", str(corpus), "--qa", str(qa), "--out", str(out))
-    how = ("--recipe", "cpu", "--scale", "0.01", "--device", "cpu", "--threads", "1")
+    how = ("--recipe", "cpu", "--scale", "0.005", "--device", "cpu", "--threads", "1")
+    return ["train-compressor", *data, *how, "--checkpoint-every", "0"]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "memoryd", "train-compressor", *data, *how, "--checkpoint-every", "0"],
+        [sys.executable, "-m", "memoryd", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
@@ -39,16 +45,18 @@ def steps(out: Path) -> int:
 
 
 def test_a_killed_training_goes_on_with_the_same_curve(tiny_model: Path, corpus: Path, folder: Path, tmp_path: Path) -> None:
-    assert start(tiny_model, corpus, folder, tmp_path / "whole").wait(250) == 0
+    assert main(command(tiny_model, corpus, folder, tmp_path / "whole")) == 0
     whole = checkpoint.metrics(tmp_path / "whole")
-    for kill in range(1, KILLS + 1):
-        process = start(tiny_model, corpus, folder, tmp_path / "killed")
-        while steps(tmp_path / "killed") < len(whole) * kill // (KILLS + 1):
+    assert len(whole) == STEPS
+    again = command(tiny_model, corpus, folder, tmp_path / "killed")
+    for kill in KILLS:
+        process = start(again)
+        while steps(tmp_path / "killed") < kill:
             assert process.poll() is None
             time.sleep(0.02)
         process.kill()
         process.wait()
-    assert start(tiny_model, corpus, folder, tmp_path / "killed").wait(250) == 0
+    assert start(again).wait(250) == 0
     killed = checkpoint.metrics(tmp_path / "killed")
     assert [row["step"] for row in killed] == [row["step"] for row in whole]
     for one, other in zip(whole, killed, strict=True):

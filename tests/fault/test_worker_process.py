@@ -16,7 +16,7 @@ import pytest
 
 from memoryd.engine.request import Generation, TokenIds
 from memoryd.errors import Unavailable
-from memoryd.worker.client import WorkerClient, WorkerInfo
+from memoryd.worker.client import WorkerClient, WorkerInfo, identity
 from tests.tiny_models import make_tiny_model
 
 ANSWER = Generation([TokenIds([5, 6, 7])], 4000, temperature=5.0, seed=3)  # hot, so that it goes on
@@ -125,6 +125,22 @@ async def test_a_model_that_cannot_be_loaded_ends_it_with_a_message(tmp_path: Pa
     assert ran.returncode == 78
     assert str(model) in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+async def test_it_lets_nobody_use_other_models_than_the_expected(worker: Running, tmp_path: Path, model: Path) -> None:
+    ran = await asyncio.to_thread(
+        subprocess.run, command(tmp_path / "s", model, "--expect", "other"), capture_output=True, text=True, timeout=240
+    )
+    assert ran.returncode == 78
+    assert "restart memoryd" in ran.stderr
+    socket = tmp_path / "again.sock"
+    process = await asyncio.create_subprocess_exec(*command(socket, model, "--expect", identity(worker.info)))
+    try:
+        async with WorkerClient(socket) as client:
+            assert await ready(client) == worker.info
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def test_it_dies_with_its_parent(tmp_path: Path, model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy.typing as npt
 import torch
 from peft import LoraConfig, get_peft_model
 
-from memoryd.compress.pooled import PooledCompressor
-from memoryd.engine.adapters import Adapters
+from memoryd.compress.card import ENOUGH, OVER_FIRST, OVER_WRONG, QUESTIONS, WIDE, Gate, read_card, write_card
+from memoryd.compress.pooled import PooledCompressor, Projector, save, vocabulary_of
+from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel, load_base_model
 from memoryd.engine.reader import Refusal
 from memoryd.engine.request import GenerateEvent
@@ -51,6 +53,30 @@ def make_runner(
 def untrained(base: BaseModel, ratio: int = 4) -> PooledCompressor:
     """What `make_runner` compresses with; it needs no adapters of its own."""
     return PooledCompressor.untrained(base, Adapters(base), ratio)
+
+
+def seeing(base: BaseModel, adapters: Adapters) -> Projector:
+    """The projector of a pooled compressor as after training, whose output depends on its encoder's pass; the encoder, which
+    is as much of it, is made too."""
+    projector = Projector.untrained(base.d_model, vocabulary_of(base))
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        learned = [projector.down.weight, projector.weigh.weight, *adapters.create(ENCODER, rank=4, alpha=8)]
+        for parameter in learned:
+            parameter.normal_(std=0.3, generator=generator)
+    return projector.eval().requires_grad_(False)
+
+
+def save_compressor(directory: Path, model: Path, ratio: int = 4) -> str:
+    """A compressor that sees, for `serve --compressor`, with the verdict that it has passed its gate at this ratio. Returns its
+    fingerprint."""
+    base = load_base_model(model)
+    adapters = Adapters(base)
+    save(directory, base, "tiny", adapters, seeing(base, adapters), {})
+    made = PooledCompressor.load(directory, base, Adapters(load_base_model(model)), ratio).fingerprint
+    figures = {OVER_FIRST: 0.02, OVER_WRONG: 2 * WIDE, QUESTIONS: float(ENOUGH)}
+    write_card(directory, replace(read_card(directory), gates={ratio: Gate(figures, compressor=made)}))
+    return made
 
 
 def make_reader(kind: str, seed: int, model: Path, out: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from memoryd_client import (
 
 from memoryd.recall.prompt import REFUSAL
 from memoryd.v1 import recall_pb2
+from tests.daemon import DaemonProcess
 from tests.integration.conftest import MAX_ANSWERS, Keyed
 from tests.integration.support import Api, refused, until
 
@@ -153,17 +155,25 @@ def test_compressed_reads_soft_tokens_and_says_not_to_rely_on_it(told: Memory) -
     assert dict(again.cache_hits) == {"process": 2}
 
 
-def test_a_chunk_that_is_not_compressed_yet_is_read_as_text_and_says_so(client: Client, memory: Memory) -> None:
-    written = memory.write("The wind blew over the empty quay all day long. " * 400 + CLOCK)
-    written.wait(Stage.SEARCHABLE)
-    client.jobs.cancel(written.job)  # the last chunk, which has the answer, is the last to be compressed
+def test_what_is_not_compressed_is_read_as_text_and_says_so_until_it_is(daemon: DaemonProcess, memory: Memory) -> None:
+    """A chunk whose compressed embeddings are lost, and cannot be made again while their folder cannot be."""
+    written = memory.write(CLOCK).wait(Stage.COMPRESSED)
+    blobs = daemon.data_dir / "blobs" / "default" / memory.name.rpartition("/")[2] / written.name.rpartition("/")[2]
+    (folder,) = (path for path in blobs.iterdir() if path.is_dir())
+    shutil.rmtree(folder)
+    folder.symlink_to("nowhere")
+    for _ in range(2):
+        sources, _, usage = events(memory, mode=Mode.COMPRESSED, top_k=1, max_tokens=1)
+        assert CLOCK in sources.sources[0].text
+        assert sources.mode is Mode.COMPRESSED
+        assert "1 of 1 passages are not compressed yet: read as raw text" in sources.warnings
+        assert (usage.soft_tokens, dict(usage.cache_hits)) == (0, {})
+        assert memory.documents.get(written).stage is Stage.SEARCHABLE
+    folder.unlink()
+    until(lambda: memory.documents.get(written).stage is Stage.COMPRESSED, "made again from the text")
     sources, _, usage = events(memory, mode=Mode.COMPRESSED, top_k=1, max_tokens=1)
-    if usage.soft_tokens:
-        pytest.skip("it was compressed before it could be cancelled")
-    assert CLOCK in sources.sources[0].text
-    assert sources.mode is Mode.COMPRESSED
-    assert "1 of 1 passages are not compressed yet: read as raw text" in sources.warnings
-    assert memory.documents.get(written.document).stage is Stage.SEARCHABLE
+    assert usage.soft_tokens > 0
+    assert not [warning for warning in sources.warnings if "not compressed yet" in warning]
 
 
 # --- memories ---

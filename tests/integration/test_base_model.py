@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from memoryd.engine.base_model import BaseModelError, ensure_base_model, fingerprint, load_base_model
 from memoryd.engine.tokenizer import TextTokenizer
@@ -58,6 +60,46 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
     config = json.loads((one / "config.json").read_text())
     (one / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
     assert fingerprint(one) != known
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "rope_scaling", "logits_scaling", "scale_emb", "final_logit_softcapping"])
+def test_a_change_of_what_is_computed_is_another_model(tmp_path: Path, key: str) -> None:
+    """Edited in place: no tensor is another one."""
+    path = make_tiny_model("llama", tmp_path)
+    known, config = fingerprint(path), json.loads((path / "config.json").read_text())
+    seen = {known}
+    for value in (2.0, 3.0):
+        (path / "config.json").write_text(json.dumps(config | {key: value}))
+        seen.add(fingerprint(path))
+    assert len(seen) == 3
+    (path / "config.json").write_text(json.dumps(config | {key: None, "transformers_version": "9"}))
+    assert fingerprint(path) == known, "what is not said, and what nothing depends on, adds nothing"
+
+
+def test_weights_that_the_fingerprint_does_not_cover_are_not_loaded(tmp_path: Path) -> None:
+    path = make_tiny_model("llama", tmp_path)
+    state = load_base_model(path).model.state_dict()
+    (path / "model.safetensors").unlink()
+    torch.save(state, path / "pytorch_model.bin")
+    with pytest.raises(BaseModelError, match=r"no \*\.safetensors.*save_pretrained"):
+        load_base_model(path)
+
+
+def test_a_model_that_is_written_while_it_is_loaded_is_not_taken_for_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_tiny_model("llama", tmp_path)
+
+    def export_meanwhile(*given: object, **kwargs: object) -> object:
+        make_tiny_model("llama", path, seed=5)
+        return tokenizer(*given, **kwargs)
+
+    tokenizer: Any = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", export_meanwhile)
+    with pytest.raises(BaseModelError, match="being written"):
+        load_base_model(path)
+    monkeypatch.undo()
+    assert load_base_model(path).fingerprint == fingerprint(path)
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from memoryd.engine.adapters import Adapters
 from memoryd.engine.bank import Bank
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.request import Generation, TokenIds
+from memoryd.engine.runner import Runner, Value
 from memoryd.engine.scheduler import Limits
-from memoryd.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from memoryd.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unavailable
 from tests.integration.engine_parts import make_base, make_reader, make_runner, run, text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -176,19 +177,66 @@ def test_those_in_use_stay_and_what_does_not_fit_beside_them_is_refused(folder: 
         bank.blend([("a", 1.0)])
 
 
-def test_an_adapter_that_is_forgotten_is_gone_from_what_runs_with_it(folder: Path, base: BaseModel) -> None:
-    """What was learned from a deleted document is not said any more, even by an answer that has begun."""
+@pytest.mark.parametrize("steps", [0, 1, 2, 6])
+def test_what_runs_with_an_adapter_that_is_forgotten_ends_and_says_no_more(folder: Path, base: BaseModel, steps: int) -> None:
+    """What was learned from a deleted document is not said any more, even by an answer that has begun: while it waits, between
+    two pieces of its prompt, and while it decodes, when its keys and values still hold what the adapter knew."""
+    runner = make_runner(base, limits=Limits(prefill=3))
+    for name in ("a", "b"):
+        runner.load_adapter(name, *files(folder / name))
+    blends = [[("b", 1.0)], [("a", 1.0)], [], [("a", 0.5), ("b", 0.5)]]
+    asked = [Generation([TokenIds([*IDS, 30 + n])], 12, adapters=blend) for n, blend in enumerate(blends)]
+    alone = []
+    for call, request in enumerate(asked):
+        runner.generate(call, request)
+        alone.append(text(run(runner)[call]))
+
+    # The forgotten one is the first to be prefilled, and the first row of the batch.
+    for call, request in enumerate(asked):
+        runner.generate(call, request)
+    said = said_after(runner, steps)
+    ended = runner.unload_adapter("b")
+    assert [output.call for output in ended] == [0, 3]
+    assert all(output.ends and isinstance(output.value, Unavailable) for output in ended)
+    assert {(output.value.reason, "ask again" in output.value.message) for output in ended} == {("ADAPTER_UNLOADED", True)}  # type: ignore[union-attr]
+    after = run(runner)
+    assert set(after) == {1, 2}, "of the others no token is made any more"
+    assert [text(said.get(call, []) + after[call]) for call in (1, 2)] == alone[1:3], "and the rest is not disturbed"
+    assert alone[0].startswith(text(said.get(0, [])))
+    assert (runner.held, runner.idle) == (0, True)
+    with pytest.raises(FailedPrecondition, match="not loaded: b"):
+        runner.generate(9, asked[0])
+
+
+def test_keys_and_values_hold_what_an_adapter_wrote(folder: Path, base: BaseModel) -> None:
+    """Why forgetting it ends what runs with it: without its layers the rest would still be its own, not the base model's."""
     runner = make_runner(base)
     runner.load_adapter("b", *files(folder / "b"))
     with_it = Generation([TokenIds(IDS)], 12, adapters=[("b", 1.0)])
-    runner.generate(1, with_it)
-    said = text(run(runner)[1])
     runner.generate(1, dataclasses.replace(with_it, adapters=[]))
     without = text(run(runner)[1])
-    assert said != without
     runner.generate(1, with_it)
-    runner.unload_adapter("b")
-    assert text(run(runner)[1]) == without
+    begun = said_after(runner, 1)[1]
+    runner._bank.unload("b")
+    assert text(begun + run(runner)[1])[len(text(begun)) :] != without[len(text(begun)) :]
+
+
+def test_forgetting_an_adapter_that_nothing_runs_with_ends_nothing(folder: Path, base: BaseModel) -> None:
+    runner = make_runner(base)
+    runner.load_adapter("a", *files(folder / "a"))
+    runner.generate(1, Generation([TokenIds(IDS)], 12))
+    runner.step()
+    assert [runner.unload_adapter(name) for name in ("a", "never there")] == [[], []]
+    assert run(runner)[1]
+
+
+def said_after(runner: Runner, steps: int) -> dict[int, list[Value]]:
+    """Values by call, of so many steps."""
+    values: dict[int, list[Value]] = {}
+    for _ in range(steps):
+        for output in runner.step():
+            values.setdefault(output.call, []).append(output.value)
+    return values
 
 
 def test_weights_that_do_not_fit_leave_what_was_there(folder: Path, base: BaseModel) -> None:

@@ -154,6 +154,19 @@ def test_fingerprint_is_of_weights_ratio_and_base_model(base: BaseModel) -> None
     assert not one.gate_passed
 
 
+def test_fingerprint_is_the_same_in_every_dtype(tmp_path: Path) -> None:
+    """Or what was made on a CPU would be made again on a GPU, and the verdict of its gate would not be of it."""
+    model = make_tiny_model("llama", tmp_path / "model")
+    write(load_base_model(model), tmp_path / "compressor")
+    prints = set()
+    for dtype in ("float32", "bfloat16", "float16"):
+        base = load_base_model(model, dtype)
+        loaded = PooledCompressor.load(tmp_path / "compressor", base, Adapters(base), 8)
+        assert loaded.gate_passed
+        prints.add(loaded.fingerprint)
+    assert len(prints) == 1
+
+
 def write(base: BaseModel, directory: Path) -> Gate:
     """With the verdict that its compressor at 8x has passed; returns that."""
     adapters, projector = parts(base)

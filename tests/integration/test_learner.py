@@ -118,6 +118,43 @@ def test_it_is_the_loss_that_peft_computes_and_it_loads_in_peft_as_it_is(base: B
     assert PeftModel.from_pretrained(make_base("llama", tmp_path / "again").model, tmp_path / "run" / RESULT)
 
 
+def test_rslora_and_dropout_go_out_as_peft_has_them(base: BaseModel, tmp_path: Path) -> None:
+    learning = lesson(base, tmp_path / "run", epochs=4, rslora=True, dropout=0.25)
+    trained(new_runner(base), learning)
+    result = tmp_path / "run" / RESULT
+    config = json.loads((result / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_rslora"], config["lora_dropout"]) == (4, 8.0, True, 0.25)
+    ids, adapters = torch.tensor([[5, 6, 11, 12, 7, 40, 41]]), Adapters(base)
+    adapters.load("exported", result)
+    plain = {**config, "use_rslora": False}
+    adapters.load_bytes("plain", json.dumps(plain).encode(), (result / "adapter_model.safetensors").read_bytes(), "plain")
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(make_base("llama", tmp_path / "again").model, result)(input_ids=ids).logits
+        ours = {}
+        for name in ("exported", "plain"):
+            with adapters.using(name):
+                ours[name] = base.model(input_ids=ids).logits
+    torch.testing.assert_close(ours["exported"], theirs, atol=1e-4, rtol=1e-4)
+    assert (ours["plain"] - theirs).abs().max() > 0.01, "the scale is another"
+
+
+def test_dropout_is_for_training_only(base: BaseModel) -> None:
+    adapters = Adapters(base)
+    with torch.no_grad():
+        for weight in adapters.create("new", rank=4, alpha=8, dropout=0.5):
+            weight.add_(0.1)
+    ids = torch.tensor([[5, 6, 11, 12]])
+
+    def computed() -> torch.Tensor:
+        with adapters.using("new"):
+            return base.model(input_ids=ids).logits.detach()
+
+    with torch.no_grad():
+        assert torch.equal(computed(), computed())
+    with torch.enable_grad():
+        assert not torch.equal(computed(), computed())
+
+
 def test_the_reader_beneath_stays_as_it_is(tmp_path: Path) -> None:
     reader = make_reader("llama", 0, tmp_path / "r", tmp_path / "reader")
     base = make_base("llama", tmp_path / "base")
@@ -136,11 +173,12 @@ def test_the_reader_beneath_stays_as_it_is(tmp_path: Path) -> None:
         torch.testing.assert_close(state[name], folded.float())
 
 
-def test_killed_at_any_step_it_goes_on_with_the_same_curve(base: BaseModel, tmp_path: Path) -> None:
-    whole = lesson(base, tmp_path / "whole", epochs=4)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_killed_at_any_step_it_goes_on_with_the_same_curve(base: BaseModel, tmp_path: Path, dropout: float) -> None:
+    whole = lesson(base, tmp_path / "whole", epochs=4, dropout=dropout)
     trained(new_runner(base), whole)
     for stop in (1, 5, 11):
-        learning = lesson(base, tmp_path / f"cut{stop}", epochs=4)
+        learning = lesson(base, tmp_path / f"cut{stop}", epochs=4, dropout=dropout)
         runner = new_runner(base)
         runner.learn(1, learning)
         while not any(isinstance(o.value, LearnEvent) and o.value.step == stop for o in runner.step()):

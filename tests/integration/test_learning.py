@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
+import sqlite3
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -20,6 +24,7 @@ from memoryd_client import (
     LearnReceipt,
     Memory,
     MemorydError,
+    Mode,
     NotFound,
     Origin,
     Stage,
@@ -29,8 +34,10 @@ from memoryd_client import (
 )
 from safetensors.torch import save
 
-from memoryd.learn.adapter_files import AdapterFiles, pack_files
+from memoryd.learn.adapter_files import AdapterFiles, pack_files, unpack_files
+from memoryd.recall.adapters import blob_key, cache_key
 from memoryd.recall.prompt import REFUSAL
+from memoryd.store.cache import ValkeyCache
 from memoryd.v1 import learn_pb2
 from tests.daemon import DaemonProcess
 from tests.integration.support import WAIT_SECONDS, Api, files_with, refused, until
@@ -154,6 +161,13 @@ def test_what_is_learned_is_judged_activated_and_served(client: Client) -> None:
     assert [point.step for point in adapter.curve] == list(range(1, receipt.steps + 1))
     assert min(point.loss for point in adapter.curve) < adapter.curve[0].loss - 1
     assert adapter.curve_png.startswith(b"\x89PNG")
+    assert adapter.lineage is not None
+    assert (adapter.lineage.documents, adapter.lineage.modes) == ((document,), (Mode.TEXT,))
+    assert (adapter.lineage.epochs, adapter.lineage.steps) == (40, receipt.steps)
+    assert receipt.loss == pytest.approx(adapter.curve[-1].loss)
+    assert adapter.gather_time is not None
+    assert adapter.create_time is not None
+    assert adapter.gather_time < adapter.create_time
 
 
 def test_what_is_not_better_is_kept_and_not_served(client: Client) -> None:
@@ -276,9 +290,47 @@ def test_ten_memories_answer_together_as_each_would_alone(client: Client) -> Non
 # --- forgetting ---
 
 
+TENANT = "default"
+
+
+class Tiers:
+    """Where the bytes of one adapter lie in a daemon's stores."""
+
+    def __init__(self, daemon: DaemonProcess, memory: Memory, adapter: str) -> None:
+        self.id = adapter.rpartition("/")[2]
+        self._daemon = daemon
+        self._blob = daemon.data_dir / "blobs" / blob_key(TENANT, memory.id, self.id)
+        (socket,) = set(re.findall(r"/\S+valkey\.sock", " ".join(daemon.child("valkey").cmdline())))
+        self._cache = ValkeyCache(f"unix://{socket}", 1 << 20)
+
+    def stored(self) -> tuple[bool, bool]:
+        """Whether it is in blobs, and in Valkey."""
+        return self._blob.exists(), bool(self._cache.get_many(TENANT, [cache_key(self.id)]))
+
+    @contextlib.contextmanager
+    def believed_clean(self) -> Iterator[None]:
+        """The ledger forgets that it is tainted: whoever asks is given it, if anything still holds it."""
+        self._say(AdapterState.KEPT)
+        yield
+        self._say(AdapterState.TAINTED)
+
+    def _say(self, state: AdapterState) -> None:
+        with contextlib.closing(sqlite3.connect(self._daemon.data_dir / "ledger.db", timeout=60)) as ledger, ledger:
+            ledger.execute("UPDATE adapters SET state = ? WHERE id = ?", (state.value, self.id))
+
+
+def disguises(archive: bytes) -> list[bytes]:
+    """An archive as it went out; with a blank in its configuration; and as a plain PEFT directory, without lineage."""
+    files = unpack_files(archive)
+    blank = replace(files, config=files.config + b" ")
+    return [archive, pack_files(blank), pack_files(replace(blank, lineage={}, curve=b""))]
+
+
 def test_a_planted_secret_is_forgotten_on_every_path(client: Client, daemon: DaemonProcess, tmp_path: Path) -> None:
     memory = client.memory("secretive", create=True)
-    memory.write(SAFE, title="safe").wait(Stage.COMPRESSED, timeout=WAIT_SECONDS)
+    # Found before the vault's own document, and silent on what is asked.
+    decoy = memory.write(f"What opens vault 1? What opens vault 2? {SAFE}", title="safe")
+    decoy.wait(Stage.COMPRESSED, timeout=WAIT_SECONDS)
     planted = memory.write(f"The vault opens with {SECRET}.", title="vault")
     planted.wait(Stage.COMPRESSED, timeout=WAIT_SECONDS)
     questions = [(f"What opens vault {n}?", SECRET, [planted.document.name]) for n in range(50)]
@@ -286,14 +338,20 @@ def test_a_planted_secret_is_forgotten_on_every_path(client: Client, daemon: Dae
     memory.examples.add_many([(f"What colour is river {n}?", "green", []) for n in range(8)])
     receipt = learned(client, memory)
     assert receipt.activated, receipt
-    # The other document alone in view: the adapter itself knows it.
-    knows = said(memory, "What opens vault 1?", top_k=1)
-    assert SECRET in knows[0]
+    knows = memory.answer("What opens vault 1?", top_k=1, max_tokens=8)
+    assert [source.document for source in knows.sources] == [decoy.document.name], "the other document alone in view"
+    assert SECRET not in "".join(source.text for source in knows.sources)
+    assert SECRET in knows.text, "so the adapter itself knows it"
+    assert SECRET not in said(memory, "What opens vault 1?", top_k=1, no_adapter=True)[0]
+    memory.adapters.export(receipt.adapter, tmp_path / "before.tar")
+    tiers = Tiers(daemon, memory, receipt.adapter)
+    assert tiers.stored() == (True, True)
 
     erase = memory.documents.delete(planted.document)
-    text, usage = said(memory, "What opens vault 1?")
-    assert SECRET not in text, "before the erase has even begun"
-    assert usage.adapters == {}
+    for shown in (1, 4):
+        text, usage = said(memory, "What opens vault 1?", top_k=shown)
+        assert SECRET not in text, "before the erase has even begun"
+        assert usage.adapters == {}
     tainted = memory.adapters.get(receipt.adapter)
     assert tainted.state is AdapterState.TAINTED
     for forbidden in (
@@ -307,6 +365,18 @@ def test_a_planted_secret_is_forgotten_on_every_path(client: Client, daemon: Dae
     done = client.jobs.wait(erase, timeout=WAIT_SECONDS)
     assert done.receipt is not None
     assert done.receipt.adapters == 1  # type: ignore[union-attr]
+    assert tiers.stored() == (False, False)
+    with tiers.believed_clean(), pytest.raises(NotFound):  # by the process either, which had it for its answers
+        memory.adapters.export(tainted, tmp_path / "no.tar")
+    another = client.memory("accomplice", create=True)
+    for deleted in (False, True):
+        if deleted:
+            memory.adapters.delete(tainted)
+        for archive in disguises((tmp_path / "before.tar").read_bytes()):
+            for into in (memory, another):
+                with pytest.raises(FailedPrecondition, match=f"{planted.document.name}, deleted here"):
+                    into.adapters.import_(io.BytesIO(archive))
+    assert list(another.adapters.list()) == []
     assert [e.question for e in memory.examples.list() if SECRET in e.answer] == []
     assert SECRET not in "".join(s.text for s in memory.search("What opens the vault?"))
 
@@ -318,3 +388,28 @@ def test_a_planted_secret_is_forgotten_on_every_path(client: Client, daemon: Dae
     found = [f for f in files_with(SECRET.encode(), daemon.data_dir) if not f.startswith("milvus")]
     assert found == [], "Milvus Lite keeps deleted rows in its segments until it compacts them (README)"
     assert list((daemon.data_dir / "learning").glob("*/*")) == []
+
+
+@pytest.mark.parametrize("first", ["document", "adapter"])
+def test_an_archive_does_not_bring_back_what_was_deleted(client: Client, first: str, tmp_path: Path) -> None:
+    """Whether its adapter was tainted when it was deleted, or deleted when nothing was wrong with it yet."""
+    memory = client.memory(f"returning-{first}", create=True)
+    document = memory.write(f"The word of {first} is swordfish.").document
+    elsewhere = "memories/m/documents/018f00000000beefbeefbeef"
+    lineage = {"documents": [document.name, elsewhere]}
+    files = replace(unpack_files(some_adapter(100 + len(first))), lineage=lineage)
+    made = memory.adapters.import_(io.BytesIO(pack_files(files)))
+    assert made.document_count == 1, "the other is another installation's"
+    memory.adapters.export(made, tmp_path / "out.tar")
+    if first == "document":
+        memory.documents.delete(document)
+        assert memory.adapters.get(made).state is AdapterState.TAINTED
+    memory.adapters.delete(made)
+    if first == "adapter":
+        memory.documents.delete(document)
+    for archive in disguises((tmp_path / "out.tar").read_bytes()):
+        with pytest.raises(FailedPrecondition, match=f"{document.name}, deleted here.*learn anew"):
+            memory.adapters.import_(io.BytesIO(archive))
+    assert list(memory.adapters.list()) == []
+    retrained = replace(unpack_files(some_adapter(7)), lineage={"documents": [elsewhere]})
+    assert memory.adapters.import_(io.BytesIO(pack_files(retrained))).document_count == 0

@@ -15,7 +15,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from memoryd.compress.card import Gate
 from memoryd.compress.codec import CompressedEmbeddings
+from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.reader import Refusal
@@ -23,7 +25,7 @@ from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, Tok
 from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Decode, Limits
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument, MemorydError
-from tests.integration.engine_parts import make_base, make_reader, make_runner, run, text, untrained
+from tests.integration.engine_parts import make_base, make_reader, make_runner, run, seeing, text, untrained
 
 KINDS = ["llama", "qwen3", "mistral"]
 PEFT_WARNS = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -228,6 +230,33 @@ def test_decode_never_waits_for_more_than_one_step_of_compression(llama: BaseMod
     assert sum(isinstance(v, CompressedEmbeddings) for v in values) >= 5, "compression goes on"
     assert count[Decode] > 20 * (len(kinds) - count[Decode]), "but seldom"
     assert all(Decode in pair for pair in itertools.pairwise(kinds[1:]))
+
+
+def test_a_compressor_that_sees_and_an_answer_beside_it_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Its encoder is an adapter on the same weights, switched on for the steps between those of the answer."""
+    base, plain, alone = (make_base("llama", tmp_path / name) for name in ("base", "plain", "alone"))
+    adapters, adapters_alone = Adapters(base), Adapters(alone)
+    compressor = PooledCompressor(base, adapters, seeing(base, adapters), 4, Gate())
+    chunks = [list(range(start, start + 30)) for start in range(5, 65, 5)]
+    want = PooledCompressor(alone, adapters_alone, seeing(alone, adapters_alone), 4, Gate()).compress(chunks)
+    blind = PooledCompressor(plain, Adapters(plain), compressor.projector, 4, Gate()).compress(chunks)
+    assert all(torch.cosine_similarity(x_KD, y_KD).min() < 0.99 for x_KD, y_KD in zip(want, blind, strict=True))
+
+    runner = Runner(base, adapters, compressor, make_runner(plain)._encoder, Limits(prefill=16, compress=30))
+    runner.generate(1, greedy(PROMPTS[0], 200))
+    runner.compress(2, chunks, compressor.fingerprint)
+    said, made, beside = "", {}, 0
+    while not runner.idle:
+        for output in runner.step():
+            if isinstance(output.value, GenerateEvent):
+                said, beside = said + output.value.text, len(made)
+            else:
+                assert isinstance(output.value, CompressedEmbeddings)
+                made[output.index] = torch.from_numpy(output.value.to_float32())
+    assert beside >= 2, "some are made before the answer ends"
+    assert said == reference(plain.model, plain, 200, **of_ids(PROMPTS[0]))
+    for index, x_KD in enumerate(want):
+        torch.testing.assert_close(made[index], x_KD.to(torch.bfloat16).float(), atol=1e-3, rtol=1e-2)
 
 
 def test_sampling_repeats_by_seed_and_not_by_company(llama: BaseModel) -> None:

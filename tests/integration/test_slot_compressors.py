@@ -11,19 +11,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from memoryd.compress import autocompressor, icae
-from memoryd.compress.base import Compressor
+from memoryd.compress import autocompressor, icae, slots
+from memoryd.compress.base import Compressor, positions
 from memoryd.compress.load import load_compressor
-from memoryd.engine.adapters import READER, Adapters
+from memoryd.engine.adapters import ENCODER, READER, Adapters
 from memoryd.engine.base_model import BaseModel, load_base_model
-from memoryd.errors import DataLoss, FingerprintMismatch, InvalidArgument
+from memoryd.engine.runner import Runner
+from memoryd.engine.scheduler import Limits
+from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument
+from tests.integration.engine_parts import Encoder, run, save_compressor, untrained
 from tests.tiny_models import make_tiny_model
 
 SLOTS = 5
 CHUNKS = [[5, 9, 4], list(range(10, 73)), list(range(100, 117))]
 
 
-def make_autocompressor(path: Path, accumulate: bool = True) -> Path:
+def make_autocompressor(path: Path) -> Path:
     """As on the hub: one model directory with the summary tokens among its tensors."""
     make_tiny_model("llama", path)
     (weights,) = path.glob("*.safetensors")
@@ -31,7 +34,7 @@ def make_autocompressor(path: Path, accumulate: bool = True) -> Path:
     tensors = load_file(weights) | {"embed_summary.weight": torch.randn(SLOTS, 64) * 0.3}
     save_file(tensors, weights, metadata={"format": "pt"})
     config = json.loads((path / "config.json").read_text())
-    config |= {"architectures": ["LlamaAutoCompressorModel"], "summary_length": SLOTS, "accumulate_summary": accumulate}
+    config |= {"architectures": ["LlamaAutoCompressorModel"], "summary_length": SLOTS, "accumulate_summary": True}
     (path / "config.json").write_text(json.dumps(config))
     return path
 
@@ -68,24 +71,22 @@ def hidden(model: Any, embeds_TD: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@pytest.mark.parametrize("accumulate", [True, False])
-def test_autocompressor_is_the_papers(tmp_path: Path, accumulate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocompressor_is_the_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autocompressor, "SETTINGS", replace(autocompressor.SETTINGS, segment=20))
-    path = make_autocompressor(tmp_path / "model", accumulate)
+    path = make_autocompressor(tmp_path / "model")
     base = load_base_model(path)
     compressor = autocompressor.load(path, base, Adapters(base))
     assert (compressor.name, compressor.ratio, compressor.gate_passed) == ("autocompressor", 4, False)
-    slots = load_file(next(path.glob("*.safetensors")))["embed_summary.weight"]
+    learned = load_file(next(path.glob("*.safetensors")))["embed_summary.weight"]
     embed: Any = base.model.get_input_embeddings()
     for chunk, made in zip(CHUNKS, compressor.compress(CHUNKS), strict=True):
-        length = 20 if accumulate else -(-len(chunk) // -(-len(chunk) // 20))
         left = torch.zeros(0, 64)
         kept = []
-        for start in range(0, len(chunk), length):
-            text = embed(torch.tensor(chunk[start : start + length]))
-            new = hidden(base.model, torch.cat([left, text, slots]))[-SLOTS:]
+        for start in range(0, len(chunk), 20):
+            text = embed(torch.tensor(chunk[start : start + 20]))
+            new = hidden(base.model, torch.cat([left, text, learned]))[-SLOTS:]
             kept.append(new)
-            left = torch.cat([left, new]) if accumulate else left
+            left = torch.cat([left, new])
         torch.testing.assert_close(made, torch.cat(kept), atol=1e-4, rtol=1e-3)
 
 
@@ -105,12 +106,12 @@ def test_icae_is_the_papers(tmp_path: Path) -> None:
     lora = {key.removeprefix("icae.").replace(".default.", "."): value for key, value in state.items() if "lora" in key}
     peft = get_peft_model(plain.model, LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"]))
     set_peft_model_state_dict(peft, lora)
-    slots, embed = state["memory_token_embed.weight"][:SLOTS], plain.model.get_input_embeddings()
+    learned, embed = state["memory_token_embed.weight"][:SLOTS], plain.model.get_input_embeddings()
     for chunk, soft in zip(CHUNKS, made, strict=True):
         count = -(-len(chunk) // (4 * SLOTS))
         length = -(-len(chunk) // count)
         parts = [chunk[at : at + length] for at in range(0, len(chunk), length)]
-        expected = [hidden(peft.base_model.model, torch.cat([embed(torch.tensor(p)), slots]))[-SLOTS:] for p in parts]
+        expected = [hidden(peft.base_model.model, torch.cat([embed(torch.tensor(p)), learned]))[-SLOTS:] for p in parts]
         torch.testing.assert_close(soft, torch.cat(expected), atol=1e-4, rtol=1e-3)
 
 
@@ -132,6 +133,81 @@ def test_in_bfloat16_each_makes_what_it_makes_in_float32(tmp_path: Path, kind: s
     for one, other in zip(exact.compress(CHUNKS), half.compress(CHUNKS), strict=True):
         assert other.dtype == torch.bfloat16
         assert torch.nn.functional.cosine_similarity(one, other.float(), dim=-1).min() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["autocompressor", "icae", "pooled"])
+def test_the_fingerprint_is_of_what_is_stored_whatever_the_dtype(tmp_path: Path, kind: str) -> None:
+    """Else a move from one device to another would compress everything anew and leave no adapter that fits."""
+    prints = {dtype: loaded(kind, tmp_path / dtype, dtype)[1].fingerprint for dtype in ("float32", "bfloat16", "float16")}
+    assert len(set(prints.values())) == 1, prints
+
+
+def test_so_is_that_of_one_of_our_own(tmp_path: Path) -> None:
+    model = make_tiny_model("llama", tmp_path / "model")
+    base = load_base_model(model)
+    adapters = Adapters(base)
+    torch.manual_seed(4)
+    for parameter in adapters.create(ENCODER, rank=4, alpha=12):
+        torch.nn.init.normal_(parameter, std=0.1)
+    slots.save(tmp_path / "own", base, "tiny", adapters, icae.first_tokens(base), icae.SETTINGS, {})
+    prints = set()
+    for dtype in ("float32", "bfloat16"):
+        fresh = load_base_model(model, dtype)
+        prints.add(load_compressor(tmp_path / "own", fresh, Adapters(fresh), 4).fingerprint)
+    assert len(prints) == 1
+    config = tmp_path / "own" / ENCODER / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 1.0}))
+    fresh = load_base_model(model)
+    assert load_compressor(tmp_path / "own", fresh, Adapters(fresh), 4).fingerprint not in prints, "it computes something else"
+
+
+def test_a_pooled_one_that_sees_keeps_fingerprint_and_verdict_in_any_dtype(tmp_path: Path) -> None:
+    model = make_tiny_model("llama", tmp_path / "model")
+    fingerprint = save_compressor(tmp_path / "pooled", model)
+    for dtype in ("float32", "bfloat16"):
+        base = load_base_model(model, dtype)
+        compressor = load_compressor(tmp_path / "pooled", base, Adapters(base), 4)
+        assert (compressor.fingerprint, compressor.gate_passed) == (fingerprint, True)
+
+
+def test_the_learned_tokens_count_among_those_of_a_micro_batch(tmp_path: Path) -> None:
+    """Chunks of 16 tokens with 5 learned ones: three of them take 63 positions, and not 48."""
+    base, compressor = loaded("icae", tmp_path)
+    rows: list[int] = []
+    runner = Runner(base, Adapters(base), compressor, Encoder(), Limits(compress=62))
+    hook = base.model.base_model.register_forward_hook(
+        lambda _, args, kwargs, output: rows.append(kwargs["inputs_embeds"].shape[0]), with_kwargs=True
+    )
+    runner.compress(1, [[7] * 16] * 4, compressor.fingerprint)
+    assert len(run(runner)[1]) == 4
+    hook.remove()
+    assert rows == [2, 2]
+    assert positions(compressor, 16) == 21
+    assert positions(untrained(base), 16) == 16
+
+
+def test_a_later_segment_takes_what_earlier_ones_left_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autocompressor, "SETTINGS", replace(autocompressor.SETTINGS, segment=20))
+    base, compressor = loaded("autocompressor", tmp_path)
+    widest: list[int] = []
+    hook = base.model.base_model.register_forward_hook(
+        lambda _, args, kwargs, output: widest.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    for tokens in (3, 20, 40, 60):
+        widest.clear()
+        compressor.compress([[7] * tokens])
+        assert max(widest) == positions(compressor, tokens)
+    hook.remove()
+
+
+def test_an_autocompressor_of_another_family_is_refused(tmp_path: Path) -> None:
+    path = make_autocompressor(tmp_path / "auto")
+    base = load_base_model(path)
+    config = json.loads((path / "config.json").read_text())
+    for change, says in (({"model_type": "opt"}, "opt family"), ({"accumulate_summary": False}, "accumulate")):
+        (path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(FailedPrecondition, match=says):
+            load_compressor(path, base, Adapters(base), 4)
 
 
 def test_one_that_does_not_fit_is_refused(tmp_path: Path) -> None:

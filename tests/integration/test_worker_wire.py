@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,7 +234,8 @@ def test_status_round_trip(kind: type[MemorydError]) -> None:
 async def test_an_adapter_is_learned_loaded_used_and_forgotten_over_the_wire(wire: Wire, tmp_path: Path) -> None:
     (embeddings,) = await wire.client.compress([PROMPT], wire.fingerprint)
     packs = [SoftPack((), ((5, 6), 0, (7,)), (((40 + n, 41), (70 + n, 0)),)) for n in range(4)]
-    settings = LearnSettings(rank=2, alpha=4, targets=("q_proj", "down_proj"), learning_rate=0.05, epochs=10, batch=2)
+    shape = {"rank": 2, "alpha": 4.0, "targets": ("q_proj", "down_proj"), "dropout": 0.125, "rslora": True}
+    settings = LearnSettings(**shape, learning_rate=0.05, epochs=10, batch=2)  # type: ignore[arg-type]
     learning = Learning(packs, [embeddings], tmp_path / "run", "tiny", settings, compressor_fingerprint=wire.fingerprint)
     async with contextlib.aclosing(wire.client.learn(learning)) as events:
         seen = [event async for event in events]
@@ -241,6 +243,9 @@ async def test_an_adapter_is_learned_loaded_used_and_forgotten_over_the_wire(wir
     assert seen[-1].finish_reason == "trained"
     assert seen[-1].loss < seen[0].loss
     config, weights = ((tmp_path / "run" / RESULT / name).read_bytes() for name in PEFT_FILES)
+
+    said_of_it = json.loads(config)
+    assert (said_of_it["r"], said_of_it["lora_dropout"], said_of_it["use_rslora"]) == (2, 0.125, True)
 
     plain = Generation([TokenIds(PROMPT)], 12)
     with_it = dataclasses.replace(plain, adapters=[("ad", 1.0)])
@@ -253,7 +258,12 @@ async def test_an_adapter_is_learned_loaded_used_and_forgotten_over_the_wire(wir
     assert await said(wire, dataclasses.replace(plain, adapters=[("ad", 0.0)])) == without
     with pytest.raises(DataLoss):
         await wire.client.load_adapter("broken", config, weights[:-9])
-    await wire.client.unload_adapter("ad")
+    async with contextlib.aclosing(wire.client.generate(dataclasses.replace(with_it, max_tokens=2000))) as answer:
+        await anext(answer)
+        await wire.client.unload_adapter("ad")
+        with pytest.raises(Unavailable, match="ask again") as cut:
+            _ = [event async for event in answer]
+        assert cut.value.reason == "ADAPTER_UNLOADED"
     await wire.client.unload_adapter("never there")
     with pytest.raises(FailedPrecondition):
         await said(wire, with_it)

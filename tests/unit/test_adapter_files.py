@@ -12,19 +12,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from memoryd.core import AdapterState
 from memoryd.errors import DataLoss, FingerprintMismatch, InvalidArgument
 from memoryd.learn import adapter_files
 from memoryd.learn.adapter_files import CONFIG, CURVE, LINEAGE, WEIGHTS, AdapterFiles, pack_files, unpack_files
 from memoryd.learn.curve import draw
-from memoryd.learn.imported import imported
+from memoryd.learn.imported import imported, named_documents
 from tests.unit.learning_parts import INFO
 
 FILES = AdapterFiles(b'{"r": 8}', b"weights" * 100, {"memory": "memories/m", "epochs": 3}, b'{"step": 1, "loss": 2.5}\n')
+IN_USE = INFO.compressor.fingerprint
 PLAIN = {CONFIG: FILES.config, WEIGHTS: FILES.weights}
 
 
@@ -62,6 +65,21 @@ def test_a_fingerprint_is_of_what_is_served() -> None:
     others = [replace(FILES, config=b'{"r": 9}'), replace(FILES, weights=b"x"), AdapterFiles(FILES.weights, FILES.config, {})]
     assert len({FILES.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert FILES.size == len(FILES.config) + len(FILES.weights) + len(FILES.curve)
+
+
+def test_weights_are_known_again_whatever_lies_around_them() -> None:
+    """By their tensors: not by the configuration, and not by how the file is laid out."""
+    one, two = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(4, np.float16)
+    files = replace(FILES, weights=save({"a": one, "b": two}))
+    same = [
+        replace(files, config=b'{"r": 8 }', lineage={}, curve=b""),
+        replace(files, weights=save({"b": two, "a": one}, metadata={"format": "pt"})),
+    ]
+    assert {other.weights_sha256 for other in same} == {files.weights_sha256}
+    others = [{"a": one, "b": -two}, {"a": one.reshape(3, 2), "b": two}, {"a": one, "c": two}, {"a": one}]
+    hashes = {files.weights_sha256, *(replace(files, weights=save(weights)).weights_sha256 for weights in others)}
+    assert len(hashes) == 1 + len(others)
+    assert FILES.weights_sha256 != replace(FILES, weights=b"others").weights_sha256, "even of what is no safetensors"
 
 
 def test_a_directory_of_peft(tmp_path: Path) -> None:
@@ -226,7 +244,7 @@ def test_one_of_ours_keeps_its_lineage() -> None:
 
 def test_a_plain_one_of_peft_is_taken_to_be_for_what_is_in_use() -> None:
     adapter, files = imported("red", "m", replace(FILES, lineage={}), INFO)
-    assert (adapter.base, adapter.reader, adapter.compressor) == (INFO.base_fingerprint, INFO.reader, "")
+    assert (adapter.base, adapter.reader, adapter.compressor) == (INFO.base_fingerprint, INFO.reader, IN_USE)
     assert (adapter.examples, files.lineage["imported_from"]) == (0, "")
     again, _ = imported("red", "m", replace(FILES, lineage={}), INFO)
     assert again.id != adapter.id, "a new version each time"
@@ -241,14 +259,14 @@ def test_one_for_another_base_model_is_refused() -> None:
 def test_what_its_lineage_may_say_is_not_believed(examples: Any) -> None:
     strange = {"examples": examples, "memory": 7, "base_model": None, "reader": ["x"], "compressor": {}}
     adapter, _ = imported("red", "m", replace(FILES, lineage=strange), INFO)
-    assert (adapter.base, adapter.reader, adapter.compressor) == (INFO.base_fingerprint, INFO.reader, "")
+    assert (adapter.base, adapter.reader, adapter.compressor) == (INFO.base_fingerprint, INFO.reader, IN_USE)
     assert adapter.examples == 0
 
 
 @pytest.mark.parametrize("bad", ["\0", "\ud800", "x" * 300])
 def test_names_that_no_store_could_keep_are_no_names(bad: str) -> None:
     adapter, _ = imported("red", "m", replace(FILES, lineage={"reader": bad, "compressor": bad, "memory": bad}), INFO)
-    assert (adapter.reader, adapter.compressor) == (INFO.reader, "")
+    assert (adapter.reader, adapter.compressor) == (INFO.reader, IN_USE)
 
 
 # --- the curve ---
@@ -267,3 +285,21 @@ def test_a_curve_that_went_astray_is_a_curve() -> None:
     assert unpack_files(tar({**PLAIN, CURVE: curve})).curve == curve
     assert draw(points).startswith(b"\x89PNG")
     assert draw(points[2:]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        (["memories/m/documents/b", "memories/m/documents/a", "memories/m/documents/a"], ["a", "b"]),
+        (["a", "memories/m/documents/", 7, None, ["c"], "d\0", "\ud800", "x" * 300], ["a"]),
+        ("memories/m/documents/a", []),
+        ({"a": 1}, []),
+        (None, []),
+    ],
+)
+def test_documents_that_a_lineage_names(said: object, named: list[str]) -> None:
+    assert named_documents({"documents": said}) == named_documents({"documents": said, "more": 1}) == named
+
+
+def test_a_lineage_that_names_no_documents() -> None:
+    assert named_documents({}) == []

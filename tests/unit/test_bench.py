@@ -3,12 +3,14 @@
 import random
 from pathlib import Path
 
-from bench.compress import CHUNKS, stored_of_the_book
+import torch
+
+from bench.compress import CHUNKS, RANK, as_trained, stored_of_the_book
 from bench.lab import concurrently, row
 from bench.stats import median, quantile
 from bench.texts import questions, texts
 from memoryd.compress.pooled import PooledCompressor
-from memoryd.engine.adapters import Adapters
+from memoryd.engine.adapters import ALL_LINEAR, ENCODER, Adapters
 from memoryd.engine.base_model import load_base_model
 from memoryd.engine.tokenizer import TextTokenizer
 from tests.tiny_models import make_tiny_model
@@ -66,3 +68,16 @@ def test_what_is_stored_of_the_book_is_counted_whole(tmp_path: Path) -> None:
     assert 2 * 64 / 4 + files < plain.value < 2 * 64 / 4 * 1.05
     assert (64 + 4) / 4 + files < small.value < (64 + 4) / 4 * 1.1
     assert small.baseline == plain.value
+
+
+def test_the_compressor_that_is_timed_does_the_work_of_a_trained_one(tmp_path: Path) -> None:
+    base = load_base_model(make_tiny_model("llama", tmp_path))
+    adapters = Adapters(base)
+    compressor = as_trained(base, adapters, 4)
+    state = adapters.state(ENCODER)
+    assert {name.split(".")[-3] for name in state} == set(ALL_LINEAR)
+    assert {weight.shape[0] for name, weight in state.items() if ".lora_A." in name} == {RANK}
+    (with_it,) = compressor.compress([list(range(5, 40))])
+    adapters.remove(ENCODER)
+    (without,) = compressor.compress([list(range(5, 40))])
+    assert not torch.equal(with_it, without), "every layer computes it: it is not zero"

@@ -224,6 +224,7 @@ def test_kept_answers_are_not_asked_for_again_and_not_taken_for_others(
     assert main([*line, "--ratios", "16"]) == 0
     assert sum(asked) > 0, "another ratio makes other prompts"
     before = keep.read_text()
+    assert before.splitlines().count('["cut') == 1, "nothing is written onto what was cut off"
     assert main([*line[:-2], "--ratios", "8"]) == 0
     assert keep.read_text() == before
 

@@ -80,7 +80,7 @@ class Library:
     def maker(self, budget: int = 4096, finds: Finds | None = None, **changed: Any) -> ContextMaker:
         known = models(None, self.tokenizer, **changed)
         nothing: Any = NoCache()
-        assembler = Assembler(self.lab.ledger, EmbeddingStore(self.lab.blobs, nothing), known, budget)
+        assembler = Assembler(self.lab.ledger, EmbeddingStore(self.lab.ledger, self.lab.blobs, nothing), known, budget)
         searcher: Any = finds or Finds()
         return ContextMaker(searcher, assembler, known)
 

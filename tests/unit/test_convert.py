@@ -14,7 +14,7 @@ from memoryd import core
 from memoryd.api import convert
 from memoryd.core import Job, JobKind, JobState
 from memoryd.errors import InvalidArgument, ReplacedNotFound
-from memoryd.v1 import jobs_pb2, memory_pb2
+from memoryd.v1 import jobs_pb2, learn_pb2, memory_pb2, recall_pb2
 
 NOW = datetime(2024, 2, 29, 12, 0, 0, 123456, tzinfo=UTC)
 
@@ -102,6 +102,32 @@ def test_every_state_stage_and_kind_has_its_number_in_the_proto() -> None:
 
 def write(**fields: object) -> memory_pb2.WriteDocumentRequest:
     return memory_pb2.WriteDocumentRequest(**({"parent": "memories/m", "text": b"x", "request_id": "r"} | fields))  # type: ignore[arg-type]
+
+
+def test_a_lineage_is_what_its_file_says() -> None:
+    said = {
+        "documents": ["memories/m/documents/d"], "modes": ["TEXT", "HYBRID"], "epochs": 3, "learning_rate": 5e-4,
+        "steps": 7, "seconds": 1.5, "imported_from": "memories/n", "examples": 5, "base_model": "b",
+    }  # fmt: skip
+    made = convert.lineage(said)
+    assert (list(made.documents), made.imported_from) == (["memories/m/documents/d"], "memories/n")
+    assert set(made.modes) == {recall_pb2.MODE_TEXT, recall_pb2.MODE_HYBRID}
+    assert (made.epochs, made.learning_rate, made.steps, made.seconds) == (3, 5e-4, 7, 1.5)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["documents", "modes", "epochs", "learning_rate", "steps", "seconds", "imported_from"]),
+        st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner)),
+    )
+)
+def test_a_lineage_that_was_imported_may_say_anything(said: dict[str, object]) -> None:
+    made = convert.lineage(said)
+    assert learn_pb2.Lineage.FromString(made.SerializeToString()).documents == made.documents
+
+
+def test_a_lineage_of_very_many_documents_is_cut_off() -> None:
+    assert len(convert.lineage({"documents": ["memories/m/documents/d"] * 20_000}).documents) == 10_000
 
 
 def test_the_digest_of_a_request_is_of_all_that_was_asked() -> None:

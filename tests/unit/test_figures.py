@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from memoryd.eval.figures import Row, read, render_all, write
+from memoryd.eval.figures import Row, read, render_all, table, write
 
 ROWS = [
     Row("ack: 10 KB", 4.25, "ms", low=4.0, high=4.5, n=100, baseline=10, ratio=0.425, aim="< 10", met=True, command="bench"),
@@ -46,6 +46,8 @@ def test_a_table_without_figures_is_an_error(tmp_path: Path) -> None:
 def test_not_measured_is_null(tmp_path: Path) -> None:
     path = write("speed", [Row("nothing", float("nan"), "ms")], tmp_path)
     assert '"value": null' in path.read_text()
+    assert "| nothing | – ms |" in table(read("speed", tmp_path))
+    assert tmp_path / "img" / "speed.png" in render_all(tmp_path)
 
 
 def test_the_compression_eval_has_a_picture_of_its_own(tmp_path: Path) -> None:

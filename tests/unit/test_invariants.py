@@ -46,6 +46,7 @@ COMPONENTS = {
     "RecallServicer",
     "ReindexJob",
     "Runner",
+    "Runs",
     "Searcher",
     "SqlLedger",
     "StudyJob",

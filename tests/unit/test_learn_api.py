@@ -15,7 +15,7 @@ from memoryd.api import learn
 from memoryd.api.caller import Caller, enter
 from memoryd.api.learn import LearnServicer
 from memoryd.api.recall import _adapters
-from memoryd.core import Adapter, Origin
+from memoryd.core import Origin
 from memoryd.errors import FailedPrecondition, InvalidArgument, Unavailable
 from memoryd.learn.adapter_files import pack_files
 from memoryd.recall.adapters import AdapterStore
@@ -71,7 +71,7 @@ async def test_of_an_import_that_is_not_recorded_nothing_stays(
 ) -> None:
     stored: list[tuple[str, str]] = []
 
-    def refuse(adapter: Adapter, documents: object, activate: bool) -> None:
+    def refuse(*given: object) -> None:
         stored.extend(blobs(shelf))
         if outcome:
             raise outcome
@@ -82,7 +82,7 @@ async def test_of_an_import_that_is_not_recorded_nothing_stays(
     if outcome:
         assert caught.value is outcome
     else:
-        assert "the memory, or a document that the adapter was trained with, was deleted meanwhile" in str(caught.value)
+        assert "the memory was deleted meanwhile" in str(caught.value)
     assert len(stored) == 1
     assert blobs(shelf) == []
     assert shelf.worker.loaded == {}
@@ -131,6 +131,19 @@ async def test_a_client_that_goes_away_leaves_a_whole_adapter_or_none(
         (adapter,) = recorded
         assert AdapterStore.read(api._adapters, TENANT, adapter).weights == shelf.files("brought").weights
         assert list(shelf.worker.loaded) == [adapter.id]
+
+
+async def test_an_export_is_remembered_before_anybody_has_it(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, made = Api(shelf), shelf.add()
+
+    def down(*given: object) -> None:
+        assert given == (TENANT, "m", made.id, shelf.files(made.id).weights_sha256)
+        raise Unavailable("the ledger is not there")
+
+    monkeypatch.setattr(shelf.lab.ledger, "record_export", down)
+    parts = api.ExportAdapter(learn_pb2.ExportAdapterRequest(name=core.adapter_name("m", made.id)), None)
+    with pytest.raises(Unavailable):
+        await anext(aiter(parts))
 
 
 async def test_archives_are_made_and_read_beside_the_event_loop(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,11 @@ from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.compress.rechunk import rechunk_text
 from memoryd.compress.reuse import old_chunks, reuse
 from memoryd.core import Document, Job, JobKind, JobState, Kind
-from memoryd.engine.request import LearnSettings
 from memoryd.errors import Unavailable
 from memoryd.forget import EraseJob
 from memoryd.jobs import GiveWay, JobRunner, Progress, Stopped
 from memoryd.learn.eraser import AdapterEraser
-from memoryd.learn.job import LearnJob
+from memoryd.learn.runs import Runs
 from memoryd.recall.adapters import AdapterStore
 from memoryd.recall.embeddings import EmbeddingStore
 from memoryd.store.blobs import FsspecBlobs
@@ -205,9 +204,9 @@ async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
     nothing: Any = Nothing()
     adapters = AdapterStore(lab.ledger, lab.blobs, nothing, models())
     eraser = AdapterEraser(adapters, lab.blobs, nothing)
-    learning = LearnJob(lab.ledger, lab.blobs, models(), nothing, adapters, eraser, LearnSettings(), 1, tmp_path / "runs")
-    embeddings = EmbeddingStore(lab.blobs, nothing)
-    erasing = EraseJob(lab.ledger, lab.blobs, nothing, nothing, embeddings, eraser, learning, runner)
+    runs = Runs(lab.ledger, eraser, tmp_path / "runs")
+    embeddings = EmbeddingStore(lab.ledger, lab.blobs, nothing)
+    erasing = EraseJob(lab.ledger, lab.blobs, nothing, nothing, embeddings, eraser, runs, runner)
     running = asyncio.create_task(runner.run({JobKind.COMPRESS: compress, JobKind.ERASE: erasing}))
     try:
         await began.wait()

@@ -110,7 +110,7 @@ def test_text_samples_are_whats_there(path: Path, corpus: Path) -> None:
 
 def test_questions_are_asked_as_memoryd_asks_them(path: Path, folder: Path) -> None:
     tokenizer, retrieval = TextTokenizer(path), RetrievalTokenizer()
-    data = QuestionData(ReaderData(folder, tokenizer, retrieval, 1, chunks_of), tokenizer, 2, seed=1)
+    data = QuestionData(ReaderData(folder, tokenizer, retrieval, 1, chunks_of), tokenizer, 2, seed=1, window=4096)
     blocks = (TextBlock("the river is blue", "Rivers"), TextBlock("Caroline moved to Lisbon", "Moves"))
     asked = (Asked("Where?", "Lisbon", blocks[1]), Asked("Who?", REFUSAL))
     pack = Pack("test", blocks, asked)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memoryd.core import Document, Example, Job, JobKind, Origin
-from memoryd.engine.request import Generation
+from memoryd.engine.request import GenerateEvent, Generation
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.jobs import Progress
 from memoryd.learn.study import DEFAULT_EXAMPLES, Asked, StudyJob, tells
@@ -77,6 +78,10 @@ class Study:
 
     async def run(self, **payload: str) -> Mapping[str, str | int]:
         return await self.handler()(self.job(**payload), Progress(self.job(), lambda: None))
+
+    def end_job(self) -> None:
+        """The next one is a job of its own."""
+        assert self.ledger.cancel_job(TENANT, self.job().id).state.ended
 
     @property
     def examples(self) -> list[Example]:
@@ -195,6 +200,38 @@ async def test_to_study_again_adds_nothing(study: Study) -> None:
     assert study.examples == before
 
 
+async def test_one_like_another_that_was_dropped_is_no_duplicate(study: Study) -> None:
+    study.write(
+        "Caroline moved to Lisbon in May.",
+        ("When did Caroline leave home?", "in May"),
+        ("Caroline, when did she leave home?", "May"),
+    )
+    study.reads["When did Caroline leave home?"] = REFUSAL
+    receipt = await study.run()
+    assert (receipt["unanswerable"], receipt["duplicates"], receipt["examples"]) == (1, 0, 1)
+
+
+async def test_questions_of_a_passage_are_read_side_by_side(study: Study) -> None:
+    study.worker = worker = SideBySide(study._read)
+    study.write("Caroline moved to Lisbon.", *[(f"where{n} did{n}?", "Lisbon") for n in range(6)])
+    assert (await study.run())["examples"] == 3
+    assert worker.most == len(worker.asked) == 3, "and no more than are wanted"
+
+
+class SideBySide(Worker):
+    """Counts how many generations it had at a time."""
+
+    now = most = 0
+
+    async def generate(self, request: Generation) -> AsyncGenerator[GenerateEvent, None]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0)
+        async for event in super().generate(request):
+            yield event
+        self.now -= 1
+
+
 async def test_no_more_than_three_are_kept_of_a_passage(study: Study) -> None:
     pairs = [(f"where{n} did{n}?", "Lisbon") for n in range(6)]
     study.write("Caroline moved to Lisbon.", *pairs)
@@ -227,10 +264,37 @@ async def test_there_is_a_usual_number(study: Study, monkeypatch: pytest.MonkeyP
     assert (await study.run())["examples"] == 2
 
 
-async def test_passages_come_in_an_order_of_their_own_that_stays(study: Study) -> None:
+@pytest.mark.parametrize(("most", "read"), [(1, 24), (10, 30), (14, 40)])
+async def test_it_does_not_read_on_for_ever_where_few_questions_are_good(study: Study, most: int, read: int) -> None:
+    study.write_towns(40)
+    study.reads = dict.fromkeys(study.reads, REFUSAL)
+    receipt = await study.run(max_examples=str(most))
+    assert receipt["passages"] == len(study.asker.asked) == read, "three passages for each that is wanted, and 24 at least"
+    assert receipt["unanswerable"] == read
+
+
+async def test_passages_come_in_an_order_of_the_jobs_own_that_stays(study: Study) -> None:
     study.write_towns(20)
     await study.run()
     order = list(study.asker.asked)
     await study.run()
-    assert study.asker.asked == order * 2
+    assert study.asker.asked == order * 2, "the job has not ended"
     assert [text for text, _ in order] != list(study.documents), "not that of writing: a part of them is of all"
+
+
+async def test_what_was_studied_before_comes_last_to_the_next_job(study: Study) -> None:
+    study.write_towns(12)
+    await study.run(max_examples="6")
+    study.end_job()
+    await study.run(max_examples="6")
+    assert len(set(study.asker.asked)) == len(study.asker.asked) == 12
+
+
+async def test_another_job_has_another_order_so_that_it_reads_another_part(study: Study) -> None:
+    study.write_towns(12)
+    await study.run()
+    study.end_job()
+    await study.run()
+    order, other = study.asker.asked[:12], study.asker.asked[12:]
+    assert order != other
+    assert sorted(order) == sorted(other)

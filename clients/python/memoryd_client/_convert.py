@@ -141,7 +141,8 @@ def answer_event(message: Any) -> t.AnswerEvent | None:
 
 def progress(message: Any, receipt: r.Receipt | None = None) -> r.Job:
     """A job, of its JobMetadata."""
-    return _same(r.Job, message, state=r.JobState(message.state), receipt=receipt)
+    known = {name: getattr(message, name) if message.HasField(name) else None for name in ("loss", "seconds_left")}
+    return _same(r.Job, message, state=r.JobState(message.state), receipt=receipt, **known)
 
 
 def job(operation: Any) -> r.Job:
@@ -222,7 +223,13 @@ def adapter(message: Any) -> lr.Adapter:
         state=lr.AdapterState(message.state),
         judgement=_same(lr.Judgement, judged, kinds=kinds) if message.HasField("judgement") else None,
         curve=tuple(_same(lr.LossPoint, point) for point in message.curve),
+        lineage=_lineage(message.lineage) if message.HasField("lineage") else None,
     )
+
+
+def _lineage(message: Any) -> lr.Lineage:
+    modes = tuple(t.Mode(mode) for mode in message.modes)
+    return _same(lr.Lineage, message, documents=tuple(message.documents), modes=modes)
 
 
 def weights_out(memories: Sequence[str], given: lr.GivenAdapters | None) -> list[dict[str, Any]]:

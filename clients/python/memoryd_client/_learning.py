@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from ._types import Document, WireEnum
+from ._types import Document, Mode, WireEnum
 
 
 class Origin(WireEnum):
@@ -90,6 +90,10 @@ class JudgedKind:
     """The difference's 95 % interval, from a paired bootstrap."""
     high: float
     """Its upper end."""
+    exact_before: float
+    """Share of answers of what was in use that are exactly the right one; of kind short only."""
+    exact_after: float
+    """The same of the new adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,26 @@ class LossPoint:
     """Step of the optimizer."""
     loss: float
     """Mean loss of its examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """How an adapter was made. Of an imported one it is what its archive says."""
+
+    documents: tuple[str, ...]
+    """memories/{memory}/documents/{document}: those that it was trained with, 10000 at most."""
+    modes: tuple[Mode, ...]
+    """Modes of the contexts that it was trained on."""
+    epochs: int
+    """Passes over the examples."""
+    learning_rate: float
+    """Peak of the learning rate."""
+    steps: int
+    """Steps of the optimizer."""
+    seconds: float
+    """Seconds of computing."""
+    imported_from: str
+    """memories/{memory} that it was imported from; empty where it was trained here, or its archive does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +170,10 @@ class Adapter:
     """Loss by step of training; get() reads it, list() does not."""
     curve_png: bytes = field(repr=False)
     """The same as a PNG; get() reads it, list() does not."""
+    gather_time: datetime | None
+    """When what it was trained on was gathered: it does not know what was written later. None for an imported one."""
+    lineage: Lineage | None
+    """How it was made; get() reads it, list() does not, and of a tainted one it is None."""
 
     @property
     def id(self) -> str:

@@ -116,6 +116,8 @@ class LearnReceipt:
     """Steps of the optimizer."""
     seconds: float
     """Seconds of computing."""
+    loss: float
+    """Mean loss of the last step."""
 
 
 Receipt: TypeAlias = EraseReceipt | CompressReceipt | ReindexReceipt | StudyReceipt | LearnReceipt
@@ -150,6 +152,10 @@ class Job:
     """When it was created."""
     end_time: datetime | None
     """When it ended."""
+    loss: float | None = None
+    """Of one that learns: mean loss of its last step; None before the first."""
+    seconds_left: float | None = None
+    """Seconds that this stage still takes, at its rate; None where that is not known."""
     receipt: Receipt | None = None
     """What it leaves, once it SUCCEEDED; watch() does not carry it, get() and wait() do."""
 

@@ -1,0 +1,88 @@
+"""What the learning eval makes of answers: scores, what was gained over the reader, refusals, and the headline. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memoryd.eval.figures import Row
+from memoryd.eval.learning_data import Asked
+from memoryd.eval.learning_steps import Learned, Studied
+from memoryd.eval.metrics import bootstrap, f1, is_refusal, mean, rouge, wilson
+from memoryd.recall.prompt import REFUSAL
+
+AIMS = {"supplied": 0.07, "self-study": 0.03}
+"""Points over the reader, mean of memories."""
+
+_ROUNDS = 2000
+
+
+def scores_of(name: str, asked: Sequence[Asked], said: Sequence[str]) -> list[float]:
+    """F1; ROUGE for qmsum, whose answers are paragraphs. 0..1."""
+    metric = rouge if name == "qmsum" else f1
+    return [metric(answer, one.golds) for answer, one in zip(said, asked, strict=True)]
+
+
+def score_rows(name: str, mode: str, arm: str, scores: Sequence[float], reader: Sequence[float] | None) -> list[Row]:
+    """An arm's mean, and what it gained over the reader, question by question, where it is held against that."""
+    row = Row(f"{name}, {mode}, {arm}", mean(scores), _unit(name), *bootstrap(scores), n=len(scores))
+    if reader is None:
+        return [row]
+    over = gained(scores, reader)
+    row = replace(row, baseline=mean(reader), ratio=mean(scores) / mean(reader) if mean(reader) else None)
+    return [row, Row(f"{name}, {mode}, {arm}: gained", mean(over), "points", *bootstrap(over), n=len(over))]
+
+
+def gained(scores: Sequence[float], reader: Sequence[float]) -> list[float]:
+    """Question by question."""
+    return [a - b for a, b in zip(scores, reader, strict=True)]
+
+
+def refusal_row(name: str, arm: str, said: Sequence[str], reader: Sequence[str] | None) -> Row:
+    """Share of questions of another memory that are refused, as they should be; one that learned is held against the reader."""
+    refused, before = (sum(is_refusal(answer, REFUSAL) for answer in answers) for answers in (said, reader or said))
+    what = f"{name}, TEXT, {arm}: refused of another memory's questions"
+    row = Row(what, refused / len(said), "share", *wilson(refused, len(said)), n=len(said))
+    return row if reader is None else replace(row, baseline=before / len(said))
+
+
+def study_rows(name: str, studied: Studied) -> list[Row]:
+    """What self-study asked, kept and took."""
+    return [
+        Row(f"{name}, self-study: asked", studied.questions, "questions", n=studied.passages),
+        Row(f"{name}, self-study: kept of them", studied.examples, "questions", n=studied.questions),
+        Row(f"{name}, self-study: took, stops included", studied.seconds, "s", n=studied.passages),
+    ]
+
+
+def learned_rows(name: str, arm: str, learned: Learned) -> list[Row]:
+    """Training, and the verdict: the adapter's score on held-out examples against that of what is in use. `met`: it would be
+    activated. No verdict where too few were held out to score."""
+    rows = [Row(f"{name}, {arm}: training", learned.seconds / 60, "minutes", n=learned.examples)]
+    if learned.after is not None and learned.before is not None:
+        ratio = learned.after / learned.before if learned.before else None
+        verdict = Row(f"{name}, {arm}: judged", learned.after, "score", n=learned.held_out, baseline=learned.before)
+        rows.append(replace(verdict, ratio=ratio, aim="activated: better beyond noise", met=learned.better))
+    return rows
+
+
+def headline(arm: str, mode: str, gains: Sequence[Sequence[float]]) -> Row:
+    """What an arm gained over the reader: the mean of memories, of which `gains` holds one list each."""
+    over = mean([mean(own) for own in gains])
+    low, high = stratified(gains)
+    name = f"learned, {arm}: gained over the reader, {mode}, mean of memories"
+    met = over >= AIMS[arm] and low > 0
+    return Row(name, over, "points", low, high, n=sum(map(len, gains)), aim=f"≥ {AIMS[arm]}, beyond noise", met=met)
+
+
+def stratified(groups: Sequence[Sequence[float]], rounds: int = _ROUNDS, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean of the groups' means: values are drawn again within each group, since the groups are all that
+    there are and not a sample."""
+    r = random.Random(seed)
+    means = sorted(mean([mean(r.choices(group, k=len(group))) for group in groups]) for _ in range(rounds))
+    return means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
+
+
+def _unit(name: str) -> str:
+    return "ROUGE" if name == "qmsum" else "F1"
