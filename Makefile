@@ -33,9 +33,9 @@ demo: install ## start a daemon, write a book into it, ask it questions
 serve: install ## run the daemon
 	$(BIN)/memoryd serve
 
-# Three processes, each with its own daemon: much of a test is waiting for one to start or to end.
+# Two processes, each with its own daemon: much of a test is waiting for one to start or to end.
 test: install ## all tests
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-kill: install ## kill -9 at 50 random moments; writes docs/figures/kills.json
 	MEMORYD_KILLS=50 $(BIN)/python -m pytest -s tests/fault/test_kill.py

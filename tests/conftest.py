@@ -16,7 +16,7 @@ from memoryd.store.embedded import MilvusServer, ValkeyServer
 from tests.daemon import DaemonProcess
 from tests.servers import running
 
-# Three processes run the tests: a pool of threads in each of them and in each daemon would mostly wait.
+# Two processes run the tests: a pool of threads in each of them and in each daemon would mostly wait.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _KEPT = Path(__file__).resolve().parent.parent / ".run" / "data"

@@ -206,7 +206,9 @@ def test_an_adapter_goes_out_as_peft_and_comes_back(client: Client, tmp_path: Pa
     imported = other.adapters.import_(tmp_path / "adapter.tar")
     assert imported.state is AdapterState.KEPT
     assert imported.fingerprint == first.fingerprint
-    assert said(other, adapters=[imported])[0].startswith("seven"), "chosen by hand"
+    text, usage = said(other, adapters=[imported])
+    assert usage.adapters == {imported.name: 1.0}, "chosen by hand"
+    assert text != said(other, no_adapter=True)[0]
     assert said(other)[1].adapters == {}
     other.adapters.activate(imported)
     assert said(other)[1].adapters == {imported.name: 1.0}
