@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,7 @@ def test_ten_memories_with_ten_adapters_answer_at_once_each_as_it_would_alone(tm
     runner = make_runner(base, reader, Limits(rows=16, prefill=16))
     for name, (config, weights) in made.items():
         runner.load_adapter(name, config, weights)
-    alone = []
-    for call, request in enumerate(asked):
-        runner.generate(call, request)
-        alone.append(text(run(runner)[call]))
+    alone = said_alone(runner, asked)
     for call, request in enumerate(asked):
         runner.generate(call, request)
     values = run(runner)
@@ -186,10 +183,7 @@ def test_what_runs_with_an_adapter_that_is_forgotten_ends_and_says_no_more(folde
         runner.load_adapter(name, *files(folder / name))
     blends = [[("b", 1.0)], [("a", 1.0)], [], [("a", 0.5), ("b", 0.5)]]
     asked = [Generation([TokenIds([*IDS, 30 + n])], 12, adapters=blend) for n, blend in enumerate(blends)]
-    alone = []
-    for call, request in enumerate(asked):
-        runner.generate(call, request)
-        alone.append(text(run(runner)[call]))
+    alone = said_alone(runner, asked)
 
     # The forgotten one is the first to be prefilled, and the first row of the batch.
     for call, request in enumerate(asked):
@@ -228,6 +222,15 @@ def test_forgetting_an_adapter_that_nothing_runs_with_ends_nothing(folder: Path,
     runner.step()
     assert [runner.unload_adapter(name) for name in ("a", "never there")] == [[], []]
     assert run(runner)[1]
+
+
+def said_alone(runner: Runner, asked: Sequence[Generation]) -> list[str]:
+    """What each of them says with nothing else in its batch."""
+    alone = []
+    for call, request in enumerate(asked):
+        runner.generate(call, request)
+        alone.append(text(run(runner)[call]))
+    return alone
 
 
 def said_after(runner: Runner, steps: int) -> dict[int, list[Value]]:
