@@ -87,7 +87,7 @@ class Settings(BaseModel):
     ] = 60.0
     learn_keep: Annotated[
         int,
-        Field(ge=0, description="adapters kept beside the active one and the one that a rollback would serve; 0: all"),
+        Field(ge=0, description="learned adapters kept beside the active one and the one that a rollback would serve; 0: all"),
     ] = 5
     learn_after_tokens: Annotated[
         int, Field(ge=0, description="new text in a memory that makes it study and learn by itself; 0: only when asked")

@@ -46,11 +46,13 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a write did: the document, its job, and whether the memory held that content already."""
+    """What a write did: the document, its job, whether the memory held that content already, and the ERASE job of the document
+    that it replaced; None where it replaced none."""
 
     document: Document
     job: Job
     already_stored: bool
+    erase: Job | None = None
 
 
 class Ledger(Protocol):
@@ -127,7 +129,8 @@ class Ledger(Protocol):
     ) -> Written:
         """One transaction: the row and its COMPRESS job (target: the document's name; payload: memory, document). Where
         the memory holds that content, or the request came before, nothing is added and what is there is returned with
-        already_stored. NotFound where there is no such memory; RequestIdReused.
+        already_stored, and with the ERASE job of what the request replaced. NotFound where there is no such memory;
+        RequestIdReused.
 
         `replaces`: the document of that memory whose new version this is. It is deleted as by delete_document, unless it has
         that content itself. The COMPRESS job's payload has `old`, the version to reuse compressed embeddings of: the
@@ -278,7 +281,7 @@ class Ledger(Protocol):
 
     def retire_adapters(self, tenant: str, memory: str, keep: int) -> Sequence[str]:
         """Deletes the oldest KEPT adapters, but for so many and the one that a rollback would activate, as
-        `delete_adapter` does. Returns their ids. NotFound."""
+        `delete_adapter` does. Imported ones stay, and are not counted. Returns their ids. NotFound."""
 
     def unlearned(self, tenant: str, memory: str) -> Unlearned:
         """Text counts from when what an adapter was trained on was gathered, one that was trained here and is not tainted; and

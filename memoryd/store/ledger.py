@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from memoryd.store.database import Database
+from memoryd.store.ledger_adapters import AdapterRows
 from memoryd.store.ledger_deleted import DeletedRows
 from memoryd.store.ledger_documents import DocumentRows
+from memoryd.store.ledger_examples import ExampleRows
 from memoryd.store.ledger_jobs import JobRows
 from memoryd.store.ledger_learning import LearningRows
 from memoryd.store.ledger_memories import MemoryRows
@@ -12,7 +14,7 @@ from memoryd.store.ledger_spans import SpanRows
 from memoryd.store.ledger_tenants import TenantRows
 
 
-class SqlLedger(TenantRows, MemoryRows, DocumentRows, DeletedRows, SpanRows, JobRows, LearningRows):
+class SqlLedger(TenantRows, MemoryRows, DocumentRows, DeletedRows, SpanRows, JobRows, ExampleRows, AdapterRows, LearningRows):
     """`base.Ledger`. One instance is shared by all threads."""
 
     def __init__(self, url: str) -> None:

@@ -112,10 +112,10 @@ def reusable(conn: Connection, old: Document) -> str:
     return job.payload.get("old", old.id) if job.reuses else old.id
 
 
-def bury_replaced(conn: Connection, old: Document, job: Job) -> None:
-    """Deletes `old`. What the new version's COMPRESS job is to reuse is not erased before it has."""
+def bury_replaced(conn: Connection, old: Document, job: Job) -> Job:
+    """Deletes `old`, and returns its ERASE job. What the new version's COMPRESS job is to reuse is not erased before it has."""
     reused = job.payload["old"]
-    bury(conn, old.tenant, old.memory, old.id, after=job.id if reused == old.id else "")
+    erase = bury(conn, old.tenant, old.memory, old.id, after=job.id if reused == old.id else "")
     if reused != old.id:
         unfinished = (jobs.c.tenant == old.tenant) & (jobs.c.document == reused) & jobs.c.due_time.is_not(None)
         conn.execute(
@@ -123,6 +123,14 @@ def bury_replaced(conn: Connection, old: Document, job: Job) -> None:
             .where(unfinished, jobs.c.kind == JobKind.ERASE)
             .values(payload=_erase(old.memory, reused, after=job.id))
         )
+    return erase
+
+
+def erase_job(conn: Connection, tenant: str, document: str) -> Job | None:
+    """The ERASE job of a deleted document, ended or not; None where it is not deleted."""
+    of_document = (jobs.c.tenant == tenant) & (jobs.c.document == document) & (jobs.c.kind == JobKind.ERASE)
+    found = conn.execute(select(jobs.c.id).where(of_document)).scalar()
+    return None if found is None else read_job(conn, tenant, found)
 
 
 def _erase(memory: str, document: str, after: str) -> dict[str, str]:

@@ -7,12 +7,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, insert, or_, select, update
 
-from memoryd.core import Chunk, Document, JobKind, Kind, Metadata, Request, Stage, document_name
+from memoryd.core import Chunk, Document, Job, JobKind, Kind, Metadata, Request, Stage, document_name
 from memoryd.errors import AlreadyExists, NotFound, ReplacedNotFound
 from memoryd.store.base import Page, Written
-from memoryd.store.ledger_deleted import bury, bury_replaced, reusable
+from memoryd.store.ledger_deleted import bury, bury_replaced, erase_job, reusable
 from memoryd.store.ledger_jobs import insert_job, read_job
-from memoryd.store.ledger_memories import find_memory_uid
+from memoryd.store.ledger_memories import require_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, document_of, live, remember, result_of
 from memoryd.store.paging import read_page
 from memoryd.store.schema import adapters, chunks, documents, jobs
@@ -38,27 +38,26 @@ class DocumentRows(LedgerPart):
         def change(conn: Connection) -> Written:
             made = result_of(conn, tenant, request)
             if made is not None:  # deleted since? then NotFound: a late repeat must not bring back what was forgotten
-                return _already_stored(conn, _read_document(conn, tenant, memory, made))
-            uid = find_memory_uid(conn, tenant, memory, lock=True)
-            if uid is None:
-                raise NotFound("no such memory")
+                erase = erase_job(conn, tenant, replaces) if replaces else None
+                return _already_stored(conn, _read_document(conn, tenant, memory, made), erase)
+            uid = require_memory_uid(conn, tenant, memory, lock=True)
             old = _read_replaced(conn, tenant, memory, replaces) if replaces else None
             rivals = {"tenant": tenant, "uid": uid, "sha256": sha256, "id": document}
             found = conn.execute(_RIVALS, rivals).mappings().all()
             for row in found:
                 if (row["memory_uid"], row["sha256"], row["tombstone"]) == (uid, sha256, ""):
+                    erase = None
                     if old is not None and old.id != row["id"]:  # another document has the new text already
-                        bury(conn, tenant, memory, old.id)
+                        erase = bury(conn, tenant, memory, old.id)
                     remember(conn, tenant, request, row["id"])
-                    return _already_stored(conn, document_of(row))
+                    return _already_stored(conn, document_of(row), erase)
             if found:
                 raise AlreadyExists("there is a document of that id")
             payload = {"memory": memory, "document": document}
             if old is not None:
                 payload["old"] = reusable(conn, old)
             job = insert_job(conn, tenant, JobKind.COMPRESS, document_name(memory, document), payload)
-            if old is not None:
-                bury_replaced(conn, old, job)
+            erase = None if old is None else bury_replaced(conn, old, job)
             new = {
                 "tenant": tenant,
                 "id": document,
@@ -76,7 +75,7 @@ class DocumentRows(LedgerPart):
             }
             conn.execute(_INSERT, new)
             remember(conn, tenant, request, document)
-            return Written(document_of({**_COUNTS, **new}), job, already_stored=False)
+            return Written(document_of({**_COUNTS, **new}), job, already_stored=False, erase=erase)
 
         return self._db.write(change)
 
@@ -104,9 +103,7 @@ class DocumentRows(LedgerPart):
 
     def list_documents(self, tenant: str, memory: str, page_size: int, page_token: str) -> Page[Document]:
         def query(conn: Connection) -> Page[Document]:
-            uid = find_memory_uid(conn, tenant, memory)
-            if uid is None:
-                raise NotFound("no such memory")
+            uid = require_memory_uid(conn, tenant, memory)
             return read_page(
                 conn,
                 select(documents).where(live(tenant), documents.c.memory == memory),
@@ -238,8 +235,8 @@ def _read_replaced(conn: Connection, tenant: str, memory: str, document: str) ->
     return document_of(row)
 
 
-def _already_stored(conn: Connection, document: Document) -> Written:
-    return Written(document, read_job(conn, document.tenant, document.job), already_stored=True)
+def _already_stored(conn: Connection, document: Document, erase: Job | None) -> Written:
+    return Written(document, read_job(conn, document.tenant, document.job), already_stored=True, erase=erase)
 
 
 # Built once: on the way of every write, building a statement takes longer than running it.

@@ -61,8 +61,7 @@ class MemoryRows(LedgerPart):
     def require_memories(self, tenant: str, memories: Sequence[str]) -> None:
         def query(conn: Connection) -> None:
             for memory in memories:
-                if find_memory_uid(conn, tenant, memory) is None:
-                    raise NotFound("no such memory")
+                require_memory_uid(conn, tenant, memory)
 
         self._db.read(query)
 
@@ -109,9 +108,7 @@ class MemoryRows(LedgerPart):
             made = result_of(conn, tenant, request)
             if made is not None:
                 return read_job(conn, tenant, made)
-            uid = find_memory_uid(conn, tenant, memory, lock=True)
-            if uid is None:
-                raise NotFound("no such memory")
+            uid = require_memory_uid(conn, tenant, memory, lock=True)
             of_memory = (documents.c.tenant == tenant) & (documents.c.memory_uid == uid)
             cancel_jobs(conn, tenant, select(documents.c.id).where(of_memory))
             conn.execute(update(documents).where(of_memory, documents.c.tombstone == "").values(tombstone=documents.c.id))
@@ -127,6 +124,14 @@ class MemoryRows(LedgerPart):
 def find_memory_uid(conn: Connection, tenant: str, memory: str, *, lock: bool = False) -> str | None:
     """The uid of the live memory of this id. `lock` keeps it from being deleted until the transaction ends."""
     return conn.execute(_LOCK_UID if lock else _UID, {"tenant": tenant, "id": memory}).scalar()
+
+
+def require_memory_uid(conn: Connection, tenant: str, memory: str, *, lock: bool = False) -> str:
+    """As find_memory_uid. NotFound where there is none."""
+    uid = find_memory_uid(conn, tenant, memory, lock=lock)
+    if uid is None:
+        raise NotFound("no such memory")
+    return uid
 
 
 _UID = select(memories.c.uid).where(

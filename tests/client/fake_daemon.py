@@ -352,9 +352,10 @@ class FakeDaemon(
                 return memory_pb2.WriteResult(
                     document=self.documents[name], operation=self.documents[name].operation, already_stored=True
                 )
+        erase = ""
         if header.replaces:
             del self.documents[header.replaces]
-            self._erased(header.replaces, 1)
+            erase = self._erased(header.replaces, 1).name
         number = next(self._numbers)
         document = memory_pb2.Document(
             name=f"{header.parent}/documents/d{number}",
@@ -371,7 +372,7 @@ class FakeDaemon(
         document.create_time.GetCurrentTime()
         self.documents[document.name] = document
         self._job(document.operation, "compress", document.name)
-        return memory_pb2.WriteResult(document=document, operation=document.operation)
+        return memory_pb2.WriteResult(document=document, operation=document.operation, erase_operation=erase)
 
     def _job(self, name: str, kind: str, target: str) -> None:
         self.jobs[name] = jobs_pb2.JobMetadata(name=name, kind=kind, target=target, state=jobs_pb2.JOB_STATE_PENDING)

@@ -93,7 +93,7 @@ def test_the_same_content_is_stored_once(memory: Memory) -> None:
 
 
 def test_a_new_version_replaces_the_old_one_however_it_is_named_and_written(
-    memory: Memory, monkeypatch: pytest.MonkeyPatch
+    client: Client, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = memory.write(FERRY)
     second = memory.write_messages([{"role": "user", "content": "Which ferry?"}], replaces=first.document)
@@ -101,6 +101,11 @@ def test_a_new_version_replaces_the_old_one_however_it_is_named_and_written(
     monkeypatch.setattr("memoryd_client._memory.INLINE", 8)  # as if the text were long
     fourth = memory.write("The ferry leaves at two.", title="Ferries", replaces=third.document.id)
     assert (fourth.already_stored, fourth.document.title) == (False, "Ferries")
+    assert first.erase_job == ""
+    for old, new in ((first, second), (second, third), (third, fourth)):
+        receipt = client.jobs.wait(new.erase_job, timeout=60).receipt
+        assert isinstance(receipt, EraseReceipt)
+        assert receipt.target == old.document.name
     assert [document.name for document in memory.documents.list()] == [fourth.document.name]
     with pytest.raises(NotFound):
         memory.write("The ferry leaves at three.", replaces=first.document)

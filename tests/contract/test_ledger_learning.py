@@ -31,6 +31,18 @@ def adapter(
     return made
 
 
+def learned(ledger: Ledger, documents: Sequence[str], parent: str = "", *, activate: bool = True) -> Adapter:
+    """As `adapter`, made by a job of learning: one without a job is imported."""
+    job = ledger.request_learning("acme", "m", JobKind.LEARN, {}, None)
+    while (claimed := ledger.claim_job("w", 60)) and claimed.id != job.id:
+        pass  # it is of a document
+    new = Adapter("acme", "m", new_id(), now(), new_id(), "base", "reader", "compressor", 100, parent=parent, job=job.id)
+    made = ledger.add_adapter(new, documents, activate)
+    assert made is not None
+    assert ledger.finish_job("acme", job.id, "w", {"examples": 3})
+    return made
+
+
 def active(ledger: Ledger, memory: str = "m") -> str | None:
     found = ledger.active_adapters("acme", [memory]).get(memory)
     return found and found.id
@@ -302,10 +314,10 @@ def test_memories_with_so_much_text(ledger: Ledger) -> None:
 def test_of_adapters_that_are_not_in_use_the_newest_are_kept(ledger: Ledger) -> None:
     memory(ledger)
     document = write(ledger).document.id
-    chain = [adapter(ledger, [document])]
+    chain = [learned(ledger, [document])]
     for _ in range(3):
-        chain.append(adapter(ledger, [document], chain[-1].id))
-    kept = [adapter(ledger, [document], chain[-1].id, activate=False) for _ in range(3)]
+        chain.append(learned(ledger, [document], chain[-1].id))
+    kept = [learned(ledger, [document], chain[-1].id, activate=False) for _ in range(3)]
     assert list(ledger.retire_adapters("acme", "m", 2)) == [kept[0].id, chain[1].id, chain[0].id]
     left = [a.id for a in ledger.list_adapters("acme", "m", 10, "").items]
     assert left == [chain[2].id, chain[3].id, kept[1].id, kept[2].id]
@@ -323,10 +335,10 @@ def test_what_a_rollback_would_need_is_never_retired(ledger: Ledger) -> None:
     """That is not always the parent."""
     memory(ledger)
     safe, secret = write(ledger).document.id, write(ledger).document.id
-    oldest = adapter(ledger, [safe])
-    tainted = adapter(ledger, [safe, secret], oldest.id)
-    newest = adapter(ledger, [safe], tainted.id)
-    others = [adapter(ledger, [safe], activate=False) for _ in range(2)]
+    oldest = learned(ledger, [safe])
+    tainted = learned(ledger, [safe, secret], oldest.id)
+    newest = learned(ledger, [safe], tainted.id)
+    others = [learned(ledger, [safe], activate=False) for _ in range(2)]
     ledger.delete_document("acme", "m", secret, None)
     assert list(ledger.retire_adapters("acme", "m", 1)) == [others[0].id]
     assert (state(ledger, newest), state(ledger, tainted)) == (AdapterState.ACTIVE, AdapterState.TAINTED)
@@ -337,10 +349,28 @@ def test_what_a_rollback_would_need_is_never_retired(ledger: Ledger) -> None:
 
 def test_where_none_is_active_the_newest_are_kept(ledger: Ledger) -> None:
     memory(ledger)
-    made = [adapter(ledger, [], activate=False) for _ in range(3)]
+    made = [learned(ledger, [], activate=False) for _ in range(3)]
     assert list(ledger.retire_adapters("acme", "m", 1)) == [made[1].id, made[0].id]
     with pytest.raises(NotFound):
         ledger.retire_adapters("acme", "x", 1)
+
+
+def test_imported_adapters_are_neither_retired_nor_counted(ledger: Ledger) -> None:
+    """Older and newer than what was learned, and one that was in use for a while."""
+    memory(ledger)
+    old = bring(ledger, "older weights")
+    first = learned(ledger, [], activate=False)
+    second = learned(ledger, [], activate=False)
+    third = learned(ledger, [], activate=False)
+    new = bring(ledger, "newer weights")
+    assert old is not None
+    assert new is not None
+    ledger.activate_adapter("acme", "m", old.id)
+    ledger.activate_adapter("acme", "m", third.id)
+    assert list(ledger.retire_adapters("acme", "m", 1)) == [first.id], "the newest that was learned is kept"
+    left = [a.id for a in ledger.list_adapters("acme", "m", 10, "").items]
+    assert left == [old.id, second.id, third.id, new.id]
+    assert list(ledger.retire_adapters("acme", "m", 0)) == [second.id], "whoever imported one deletes it"
 
 
 def test_an_adapter_of_a_cancelled_job_is_not_recorded(ledger: Ledger) -> None:

@@ -48,6 +48,7 @@ def test_a_new_version_takes_the_place_of_the_old_one(ledger: Ledger) -> None:
     erase = erase_of(ledger, old.document.id)
     assert erase.payload == {"memory": "m", "document": old.document.id, "after": new.job.id}
     assert (erase.target, erase.state) == (f"memories/m/documents/{old.document.id}", JobState.PENDING)
+    assert new.erase == erase
     assert ledger.get_memory("acme", "m").document_count == 1
 
 
@@ -55,6 +56,7 @@ def test_a_plain_write_and_a_plain_delete_know_nothing_of_versions(ledger: Ledge
     memory(ledger)
     written = write(ledger)
     assert written.job.payload == {"memory": "m", "document": written.document.id}
+    assert written.erase is None
     assert "after" not in ledger.delete_document("acme", "m", written.document.id, None).payload
 
 
@@ -62,7 +64,7 @@ def test_the_same_content_stays_where_it_is(ledger: Ledger) -> None:
     memory(ledger)
     old = write(ledger, "text")
     again = write(ledger, "text", replaces=old.document.id)
-    assert (again.document.id, again.already_stored) == (old.document.id, True)
+    assert (again.document.id, again.already_stored, again.erase) == (old.document.id, True, None)
     assert ledger.get_document("acme", "m", old.document.id)
     assert jobs_of(ledger, old.document.id, JobKind.ERASE) == []
 
@@ -74,6 +76,7 @@ def test_where_another_document_has_the_new_content_only_that_one_stays(ledger: 
     assert (written.document.id, written.already_stored) == (other.document.id, True)
     assert [d.id for d in ledger.list_documents("acme", "m", 10, "").items] == [other.document.id]
     assert "after" not in erase_of(ledger, old.document.id).payload, "there is nothing that could reuse it"
+    assert written.erase == erase_of(ledger, old.document.id)
 
 
 @pytest.mark.parametrize("case", ["never", "deleted", "replaced", "another memory", "another tenant"])
@@ -108,9 +111,34 @@ def test_a_repeat_of_the_request_replaces_nothing_more(ledger: Ledger) -> None:
     new = write(ledger, "new", replaces=old, request=request)
     again = write(ledger, "new", replaces=old, request=request)
     assert (again.document.id, again.already_stored) == (new.document.id, True)
-    assert len(jobs_of(ledger, old, JobKind.ERASE)) == 1
+    assert new.erase == again.erase == erase_of(ledger, old), "who missed the first response learns of it too"
     with pytest.raises(RequestIdReused):
         write(ledger, "newer", replaces=new.document.id, request=Request("r", "another"))
+
+
+def test_a_repeat_that_replaced_nothing_names_no_erase(ledger: Ledger) -> None:
+    """Though the tenant has erases of memories, which are of no document."""
+    memory(ledger)
+    memory(ledger, "gone")
+    ledger.delete_memory("acme", "gone", None)
+    old = write(ledger, "text", request=Request("plain", "d")).document.id
+    assert write(ledger, "text", request=Request("plain", "d")).erase is None
+    for _ in range(2):
+        assert write(ledger, "text", replaces=old, request=Request("the same", "d")).erase is None
+
+
+def test_a_repeat_names_an_erase_that_has_ended(ledger: Ledger) -> None:
+    memory(ledger)
+    old, request = write(ledger, "old").document.id, Request("r", "d")
+    new = write(ledger, "new", replaces=old, request=request)
+    assert new.erase is not None
+    while (job := ledger.claim_job("w", 60)) is not None and job.id != new.erase.id:
+        pass
+    ledger.erase_rows("acme", "m", [old])
+    assert ledger.finish_job("acme", new.erase.id, "w", {"documents": 1})
+    again = write(ledger, "new", replaces=old, request=request)
+    assert again.erase is not None
+    assert (again.erase.id, again.erase.state) == (new.erase.id, JobState.SUCCEEDED)
 
 
 def test_of_many_that_replace_one_document_one_does(ledger: Ledger) -> None:

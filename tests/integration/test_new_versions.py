@@ -143,8 +143,9 @@ def test_uploads_and_conversations_have_versions_too(client: Client, memory: Mem
     fourth.wait(Stage.COMPRESSED)
     assert receipt_of(client, fourth.job).reused > 0
     assert [d.name for d in memory.documents.list()] == [fourth.document.name]
-    for document in (first.document, second.document, third.document):
-        assert erased(client, document).documents == 1
+    for old, new in ((first, second), (second, third), (third, fourth)):
+        assert new.erase_job == erase_of(client, old.document).name
+        assert erased(client, old.document).documents == 1
 
 
 async def test_asyncio_replaces_too(daemon: DaemonProcess, memory: Memory) -> None:
@@ -153,6 +154,9 @@ async def test_asyncio_replaces_too(daemon: DaemonProcess, memory: Memory) -> No
         written = await notes.write("The ferry leaves at noon.")
         later = await notes.write("The ferry leaves at one.", replaces=written.document)
         assert [d.name async for d in notes.documents.list()] == [later.document.name]
+        receipt = (await client.jobs.wait(later.erase_job)).receipt
+        assert isinstance(receipt, EraseReceipt)
+        assert receipt.target == written.document.name
 
 
 def test_edits_in_quick_succession_reuse_what_the_first_version_had(client: Client, memory: Memory) -> None:
@@ -201,14 +205,15 @@ def test_the_same_content_is_the_same_document(client: Client, memory: Memory) -
     merged = memory.write("The ferry leaves at one.", replaces=old.document)
     assert (merged.already_stored, merged.document.name) == (True, other.document.name)
     assert [d.name for d in memory.documents.list()] == [other.document.name]
+    assert (again.erase_job, merged.erase_job) == ("", erase_of(client, old.document).name)
     assert erased(client, old.document).documents == 1
 
 
 def test_a_repeat_of_the_call_is_harmless(client: Client, memory: Memory) -> None:
     old, request_id = memory.write("The ferry leaves at noon.").document, uuid.uuid4().hex
-    first, second = (memory.write("The ferry leaves at one.", replaces=old, request_id=request_id).document for _ in range(2))
-    assert first.name == second.name
-    assert len([job for job in client.jobs.list() if job.target == old.name and job.kind == "erase"]) == 1
+    first, second = (memory.write("The ferry leaves at one.", replaces=old, request_id=request_id) for _ in range(2))
+    assert first.document.name == second.document.name
+    assert first.erase_job == second.erase_job == erase_of(client, old).name
 
 
 def test_what_is_not_in_the_memory_is_not_replaced_and_nothing_is_written(

@@ -96,6 +96,8 @@ class AsyncWriteResult:
     """The memory held this content already: `document` is the one that was there, and nothing was added."""
     job: str
     """The job that brings it on: operations/{operation}."""
+    erase_job: str
+    """The job that erases the document that it replaced: operations/{operation}; empty where it replaced none."""
     _documents: AsyncDocuments = field(repr=False, compare=False)
 
     async def wait(self, stage: Stage = Stage.SEARCHABLE, *, timeout: float = LONG_TIMEOUT) -> Document:
@@ -113,6 +115,8 @@ class WriteResult:
     """The memory held this content already: `document` is the one that was there, and nothing was added."""
     job: str
     """The job that brings it on: operations/{operation}."""
+    erase_job: str
+    """The job that erases the document that it replaced: operations/{operation}; empty where it replaced none."""
     _documents: AsyncDocuments = field(repr=False, compare=False)
 
     def wait(self, stage: Stage = Stage.SEARCHABLE, *, timeout: float = LONG_TIMEOUT) -> Document:

@@ -269,5 +269,6 @@ class AsyncMemory:
             document=_convert.document(message.document),
             already_stored=message.already_stored,
             job=message.operation,
+            erase_job=message.erase_operation,
             _documents=self.documents,
         )

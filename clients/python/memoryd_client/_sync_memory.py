@@ -192,4 +192,10 @@ class Memory:
 
 
 def _result(inner: AsyncWriteResult) -> WriteResult:
-    return WriteResult(document=inner.document, already_stored=inner.already_stored, job=inner.job, _documents=inner._documents)
+    return WriteResult(
+        document=inner.document,
+        already_stored=inner.already_stored,
+        job=inner.job,
+        erase_job=inner.erase_job,
+        _documents=inner._documents,
+    )
