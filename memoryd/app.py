@@ -53,6 +53,7 @@ from memoryd.recall.context import ContextBuilder
 from memoryd.recall.embeddings import EmbeddingStore
 from memoryd.recall.indexing import Indexer, ReindexJob, lost_tenants, request_reindex
 from memoryd.recall.search import Searcher
+from memoryd.recall.underway import AnswersUnderWay
 from memoryd.store.base import Blobs, Cache, Index, Ledger
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.cache import ValkeyCache
@@ -190,12 +191,13 @@ class Daemon:
         usage = UsageMeter(ledger)
         assembler = Assembler(ledger, embeddings, models, settings.max_context_tokens)
         adapters = AdapterStore(ledger, blobs, cache, models)
-        answerer = Answerer(ledger, searcher, assembler, adapters, models, usage, settings.max_answers)
+        answers = AnswersUnderWay()
+        answerer = Answerer(ledger, searcher, assembler, adapters, models, usage, answers, settings.max_answers)
         writer = DocumentWriter(ledger, blobs, settings.max_document_bytes)
         secret = admin_key(settings.data_dir) if settings.auth == "keys" else None
         servicers = {
-            "memoryd.v1.MemoryService": MemoryServicer(ledger, jobs, adapters),
-            "memoryd.v1.DocumentService": DocumentServicer(ledger, blobs, writer, jobs, adapters),
+            "memoryd.v1.MemoryService": MemoryServicer(ledger, jobs, adapters, answers),
+            "memoryd.v1.DocumentService": DocumentServicer(ledger, blobs, writer, jobs, adapters, answers),
             "memoryd.v1.RecallService": RecallServicer(usage, searcher, ContextBuilder(searcher, models), answerer),
             "memoryd.v1.LearnService": LearnServicer(ledger, blobs, models, adapters, jobs),
             "memoryd.v1.JobService": JobServicer(ledger, jobs),
@@ -220,7 +222,7 @@ class Daemon:
             JobKind.STUDY: StudyJob(ledger, texts, models, asker),
             JobKind.LEARN: learning,
             JobKind.COMPRESS: policy.after(CompressJob(ledger, blobs, indexer, models, texts, settings.embedding_storage)),
-            JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, eraser, runs, jobs),
+            JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, eraser, runs, jobs, answers),
             JobKind.REINDEX: ReindexJob(ledger, indexer),
         }
         return Parts(ledger, blobs, index, cache, models, usage, jobs, server, self._health, handlers, policy)

@@ -14,6 +14,7 @@ MemorydError                INTERNAL
 ├── DataLoss                DATA_LOSS            bytes are not what their checksum says
 ├── Cancelled               CANCELLED
 ├── Unavailable             UNAVAILABLE          a part is restarting: try again
+│   └── WorkerLost          UNAVAILABLE          the worker ended while it worked on this
 └── SettingsError           INVALID_ARGUMENT     a setting is unknown or bad; names the key
 """
 
@@ -135,6 +136,21 @@ class Unavailable(MemorydError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "UNAVAILABLE"
+
+
+class WorkerLost(Unavailable):
+    """The worker had this in hand when it ended, and may have ended because of it: trying again may end the next one too."""
+
+    reason = "WORKER_LOST"
+
+    def __init__(
+        self,
+        message: str = "the worker ended while it worked on this: try again",
+        *,
+        reason: str | None = None,
+        details: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason, details=details)
 
 
 class SettingsError(MemorydError):

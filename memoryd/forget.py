@@ -20,6 +20,7 @@ from memoryd.jobs import JobRunner, NotYet, Progress
 from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.runs import Runs
 from memoryd.recall.embeddings import EmbeddingStore, cache_prefix
+from memoryd.recall.underway import AnswersUnderWay
 from memoryd.store.base import Blobs, Cache, Index, Ledger
 
 _PATIENCE_SECONDS = 600.0
@@ -50,6 +51,7 @@ class EraseJob:
         eraser: AdapterEraser,
         runs: Runs,
         jobs: JobRunner,
+        answers: AnswersUnderWay,
     ) -> None:
         self._ledger = ledger
         self._blobs = blobs
@@ -59,6 +61,7 @@ class EraseJob:
         self._eraser = eraser
         self._runs = runs
         self._jobs = jobs
+        self._answers = answers
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
         if await asyncio.to_thread(self._awaited, job):
@@ -72,6 +75,7 @@ class EraseJob:
         blobs, vectors, cached = learned["blobs"], 0, learned["cache_keys"]
         for done, gone in enumerate(doomed):
             progress.show("erase", done, len(doomed))
+            self._answers.end(gone.tenant, gone.memory, gone.id)  # another daemon deleted it, or a call that was cut off
             self._embeddings.forget(gone.tenant, gone.id)
             vectors += await asyncio.to_thread(self._index.delete_document, gone.tenant, gone.memory, gone.id)
             cached += await asyncio.to_thread(self._cache.delete_prefix, gone.tenant, cache_prefix(gone.id))

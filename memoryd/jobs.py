@@ -17,12 +17,17 @@ from datetime import timedelta
 
 from memoryd import core, log
 from memoryd.core import LEARNING, Job, JobKind, JobState, Receipt
-from memoryd.errors import MemorydError, ResourceExhausted, Unavailable
+from memoryd.errors import MemorydError, ResourceExhausted, Unavailable, WorkerLost
 from memoryd.store.base import Ledger
 
 SLICE_SECONDS = 15.0  # a job that has worked this long goes to the end of the queue
 POLL_SECONDS = 0.5  # how often the ledger is asked for work that nobody announced: retries, leases of the dead
 MAX_BACKOFF_SECONDS = 30.0
+_FATAL = (
+    "the worker ended each of the last {lost} times that it worked on this: logs/worker.log in the data directory may say why; "
+    "where it does not, the machine had most likely no memory left. Mend that and retry the job, or delete what it is for"
+)
+_LOST = "workers_lost"  # in the receipt of a job that has not ended: how many in a row, lost over this job
 
 
 class Stopped(Exception):
@@ -85,6 +90,11 @@ class JobRunner:
     A failure is tried again with exponential back-off, at most `attempts` times; then the job is DEAD, with its reason, and
     a person may retry it. What failed because a part was down (Unavailable) or the disk full (ResourceExhausted) is tried for
     ever, and so is erasing.
+
+    A worker that was lost while it worked on a job (WorkerLost) is no such part: a document that crashes it would crash it
+    for ever, for all tenants. After `attempts` of them in a row the job is DEAD. Nothing tells which of the jobs that the
+    worker had in hand it was, so each is counted; from then on they run one at a time, and a further loss counts for that one
+    alone. So the others stay far from `attempts`.
     """
 
     def __init__(self, ledger: Ledger, slots: int, lease_seconds: float, attempts: int) -> None:
@@ -98,6 +108,7 @@ class JobRunner:
         self._running: dict[asyncio.Task[None], Progress] = {}
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._draining = False
+        self._suspect = asyncio.Lock()  # held by the one job that runs of those that a worker was lost over
         self._log = log.get("jobs")
 
     async def run(self, handlers: Mapping[JobKind, Handler]) -> None:
@@ -218,10 +229,21 @@ class JobRunner:
                 await heartbeat
 
     async def _attempt(self, job: Job, progress: Progress) -> None:
+        if not _suspect(job):
+            await self._try(job, progress)
+        elif self._suspect.locked():  # later, since to wait here would keep a slot from others
+            await asyncio.to_thread(self._ledger.release_job, job.tenant, job.id, self._owner, POLL_SECONDS)
+        else:
+            async with self._suspect:
+                await self._try(job, progress)
+
+    async def _try(self, job: Job, progress: Progress) -> None:
         began = time.monotonic()
         try:
             receipt = await self._handlers[job.kind](job, progress)
         except GiveWay:
+            if _lost(job):
+                progress.note(**{_LOST: 0})  # it got further
             await self._beat(progress)  # the stage that it goes on from
             await asyncio.to_thread(self._ledger.release_job, job.tenant, job.id, self._owner)
         except NotYet:
@@ -231,18 +253,30 @@ class JobRunner:
         except Stopped:
             pass  # the ledger knows: whoever stopped it wrote that down first
         except Exception as error:
+            lost = self._count_lost(job, error)
+            if lost != _lost(job):
+                progress.note(**{_LOST: lost if lost < self._attempts else 0})  # a person who retries it begins afresh
             await self._beat(progress)  # the next attempt begins at the stage that this one reached
-            await self._failed(job, error)
+            await self._failed(job, error, lost)
         else:
             await self._beat(progress)  # where it ended: a short job has had no heartbeat to say so
             await asyncio.to_thread(self._ledger.finish_job, job.tenant, job.id, self._owner, dict(receipt))
             self._log.info("job done", job=job.id, kind=str(job.kind), tenant=job.tenant, s=round(time.monotonic() - began, 3))
 
-    async def _failed(self, job: Job, error: Exception) -> None:
+    def _count_lost(self, job: Job, error: Exception) -> int:
+        """How many workers in a row were lost over this job. One that another suspect had in hand too is that one's; one that
+        ends with this daemon is nobody's."""
+        counts = isinstance(error, WorkerLost) and not self._draining and (_suspect(job) or not self._suspect.locked())
+        return _lost(job) + counts
+
+    async def _failed(self, job: Job, error: Exception, lost: int) -> None:
         known = isinstance(error, MemorydError)
         why = error.message if isinstance(error, MemorydError) else f"unexpected {type(error).__name__}: see the log"
+        fatal = isinstance(error, WorkerLost) and lost >= self._attempts
+        if fatal:
+            why = _FATAL.format(lost=lost)
         self._log.warning("job failed", job=job.id, tenant=job.tenant, attempt=job.attempts, why=why, exc_info=not known)
-        for_ever = job.kind is JobKind.ERASE or isinstance(error, Unavailable | ResourceExhausted)
+        for_ever = job.kind is JobKind.ERASE or (isinstance(error, Unavailable | ResourceExhausted) and not fatal)
         retry_at = None
         if for_ever or job.attempts < self._attempts:
             seconds = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** min(job.attempts, 10))
@@ -271,3 +305,13 @@ class JobRunner:
         )
         if not ours:
             progress.stopped = True
+
+
+def _lost(job: Job) -> int:
+    return int(job.receipt.get(_LOST, 0))
+
+
+def _suspect(job: Job) -> bool:
+    """Whether a worker was lost over it, so that it runs with no other such job. Learning does not: it runs for hours, in which
+    the others would wait."""
+    return _lost(job) > 0 and job.kind not in LEARNING

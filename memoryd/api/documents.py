@@ -15,6 +15,7 @@ from memoryd.compress.conversation import render_conversation
 from memoryd.errors import InvalidArgument
 from memoryd.jobs import JobRunner
 from memoryd.recall.adapters import AdapterStore
+from memoryd.recall.underway import AnswersUnderWay
 from memoryd.store.base import Blobs, Ledger, Written
 from memoryd.v1 import memory_pb2, memory_pb2_grpc
 from memoryd.write import DocumentWriter
@@ -26,8 +27,17 @@ _INLINE = 1 << 20  # bytes of text that GetDocument returns at most
 class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
     """Documents of the caller's tenant."""
 
-    def __init__(self, ledger: Ledger, blobs: Blobs, writer: DocumentWriter, jobs: JobRunner, adapters: AdapterStore) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        blobs: Blobs,
+        writer: DocumentWriter,
+        jobs: JobRunner,
+        adapters: AdapterStore,
+        answers: AnswersUnderWay,
+    ) -> None:
         self._ledger = ledger
+        self._answers = answers
         self._adapters = adapters
         self._blobs = blobs
         self._writer = writer
@@ -128,16 +138,19 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
     async def DeleteDocument(self, request: memory_pb2.DeleteDocumentRequest, context: Any) -> operations_pb2.Operation:
         memory, document = convert.child_ids(request.name)
         job = await asyncio.to_thread(self._ledger.delete_document, tenant(), memory, document, convert.request(request))
+        self._answers.end(tenant(), memory, document)
         await self._adapters.forget_tainted(tenant())
         self._jobs.wake()
         return convert.operation(job)
 
     async def _result(self, written: Written, request: Any) -> memory_pb2.WriteResult:
         self._jobs.wake()
-        if request.replaces:
+        if written.erase is not None:
+            self._answers.end(tenant(), written.erase.payload["memory"], written.erase.payload["document"])
             await self._adapters.forget_tainted(tenant())
         return memory_pb2.WriteResult(
             document=convert.document(written.document),
             operation=core.operation_name(written.job.id),
             already_stored=written.already_stored,
+            erase_operation="" if written.erase is None else core.operation_name(written.erase.id),
         )

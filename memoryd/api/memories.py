@@ -11,6 +11,7 @@ from memoryd.api import convert
 from memoryd.api.caller import tenant
 from memoryd.jobs import JobRunner
 from memoryd.recall.adapters import AdapterStore
+from memoryd.recall.underway import AnswersUnderWay
 from memoryd.store.base import Ledger
 from memoryd.v1 import memory_pb2, memory_pb2_grpc
 
@@ -20,8 +21,9 @@ _PAGE = 100
 class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
     """Memories of the caller's tenant."""
 
-    def __init__(self, ledger: Ledger, jobs: JobRunner, adapters: AdapterStore) -> None:
+    def __init__(self, ledger: Ledger, jobs: JobRunner, adapters: AdapterStore, answers: AnswersUnderWay) -> None:
         self._ledger = ledger
+        self._answers = answers
         self._adapters = adapters
         self._jobs = jobs
 
@@ -61,9 +63,9 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
         return convert.memory(memory)
 
     async def DeleteMemory(self, request: memory_pb2.DeleteMemoryRequest, context: Any) -> operations_pb2.Operation:
-        job = await asyncio.to_thread(
-            self._ledger.delete_memory, tenant(), convert.last(request.name), convert.request(request)
-        )
+        memory = convert.last(request.name)
+        job = await asyncio.to_thread(self._ledger.delete_memory, tenant(), memory, convert.request(request))
+        self._answers.end(tenant(), memory)
         await self._adapters.forget_tainted(tenant())
         self._jobs.wake()
         return convert.operation(job)

@@ -17,6 +17,7 @@ from memoryd.recall.assembly import Assembler, Mode, Shown
 from memoryd.recall.citation import CitationSplitter
 from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, Prompt
 from memoryd.recall.search import Searcher
+from memoryd.recall.underway import AnswersUnderWay, UnderWay
 from memoryd.store.base import Ledger
 from memoryd.usage import UsageMeter
 
@@ -90,6 +91,7 @@ class Answerer:
         adapters: AdapterStore,
         models: Models,
         usage: UsageMeter,
+        answers: AnswersUnderWay,
         max_answers: int,
     ) -> None:
         self._ledger = ledger
@@ -98,11 +100,13 @@ class Answerer:
         self._adapters = adapters
         self._models = models
         self._usage = usage
+        self._answers = answers
         self._max_answers = max_answers
         self._running = 0
 
     async def answer(self, tenant: str, question: Question) -> AsyncGenerator[Event, None]:
-        """NotFound (a memory), InvalidArgument (too long), Unavailable (a part is down), ResourceExhausted (too many)."""
+        """NotFound (a memory), InvalidArgument (too long), Unavailable (a part is down, or what the answer rests on was deleted
+        meanwhile), ResourceExhausted (too many)."""
         if self._running >= self._max_answers:
             raise ResourceExhausted(
                 f"{self._running} answers are running, as many as max_answers allows: try again",
@@ -110,21 +114,24 @@ class Answerer:
             )
         self._running += 1
         try:
-            async with contextlib.aclosing(self._answer(tenant, question)) as events:
-                async for event in events:
-                    yield event
+            with self._answers.begin(tenant) as answer:
+                async with contextlib.aclosing(self._answer(tenant, question, answer)) as events:
+                    async for event in events:
+                        yield event
         finally:
             self._running -= 1
 
-    async def _answer(self, tenant: str, question: Question) -> AsyncGenerator[Event, None]:
+    async def _answer(self, tenant: str, question: Question, answer: UnderWay) -> AsyncGenerator[Event, None]:
         began = time.perf_counter()
         usage = AnswerUsage(base_model=self._models.info.base_fingerprint)
         sources = await self._searcher.search(tenant, question.memories, question.text, question.top_k, usage.stage_ms)
+        answer.rest_on(sources)
         loading = time.perf_counter()
         shown, choice, usage.full_source_tokens = await asyncio.to_thread(self._read, tenant, question, sources)
         prompt = self._assembler.prompt(shown, question.text, question.prior, question.max_tokens)
         await self._models.worker.describe()  # where it is down the call fails while nothing is said: it may be repeated
         usage.stage_ms["load"] = _since(loading)
+        answer.check()
         yield Sources(sources, shown.mode, [*shown.warnings, *choice.warnings])
         if sources:
             usage.soft_tokens, usage.text_tokens = prompt.soft_tokens, prompt.text_tokens
@@ -133,7 +140,7 @@ class Answerer:
             usage.adapter = self._models.info.reader
             usage.adapters = [(adapter_name(a.memory, a.id), weight) for a, weight in choice.adapters]
             async with contextlib.aclosing(self._generate(tenant, question, shown, choice, prompt, usage, began)) as texts:
-                async for text in texts:
+                while (text := await answer.next(texts)) is not None:
                     yield text
         else:  # nothing was found: there is nothing that a model could answer from
             usage.time_to_first_token_ms = _since(began)

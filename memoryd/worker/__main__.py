@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 EX_CONFIG = 78
 EX_SOFTWARE = 70
+_TELL_SECONDS = 1.0  # for calls that did not end in time to be told so
 _log = log.get("worker")
 
 
@@ -153,9 +154,11 @@ async def _serve(arguments: argparse.Namespace) -> int:
         _log.error("the loop broke", exc_info=broken)
         return EX_SOFTWARE
     _log.info("draining", seconds=arguments.drain)
-    await server.stop(arguments.drain)
+    stop = asyncio.create_task(server.stop(arguments.drain + _TELL_SECONDS))
+    await asyncio.wait([stop], timeout=arguments.drain)
     if loaded.done():
-        await loop.stop()
+        await loop.stop()  # calls that are left are told that the worker ends: it was not lost over them
+    await stop
     watching.cancel()
     return 0
 

@@ -70,8 +70,9 @@ def identity(info: WorkerInfo | pb.DescribeResponse) -> str:
 
 
 class WorkerClient:
-    """Methods raise memoryd.errors: Unavailable where the worker is starting or has just died, which is worth a retry;
-    Cancelled where `timeout` seconds, the call's gRPC deadline, passed."""
+    """Methods raise memoryd.errors: Unavailable where the worker is not there, which is worth a retry, and of that
+    WorkerLost where it died with this very call in hand, at work on it or on another beside it; Cancelled where `timeout`
+    seconds, the call's gRPC deadline, passed."""
 
     def __init__(self, socket: Path) -> None:
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=_OPTIONS)

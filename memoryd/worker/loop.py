@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from memoryd import log
 from memoryd.engine.request import Generation, Learning
 from memoryd.engine.runner import Output, Runner, Value, told
-from memoryd.errors import MemorydError, Unavailable
+from memoryd.errors import MemorydError, Unavailable, WorkerLost
 
 _log = log.get("worker.loop")
 
@@ -94,7 +94,7 @@ class Loop:
         return loaded, ended
 
     async def stop(self) -> None:
-        """Leave after the step in progress; calls that are not done raise Unavailable."""
+        """Leave after the step in progress; calls that are not done raise Unavailable (WORKER_ENDING)."""
         self._inbox.put(_Stop())
         if self._thread:
             await asyncio.to_thread(self._thread.join)
@@ -134,8 +134,9 @@ class Loop:
         except BaseException as raised:
             error = raised
         self._ready = False
+        why = WorkerLost() if error else Unavailable("the worker is ending: try again", reason="WORKER_ENDING")
         for call in list(self._deliver):
-            self._give_out(call, Output(call, Unavailable("the worker is ending", reason="WORKER_ENDING")))
+            self._give_out(call, Output(call, why))
         self._settle(now, error)
 
     def _settle(self, future: asyncio.Future[None], error: BaseException | None = None) -> None:

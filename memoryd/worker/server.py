@@ -26,10 +26,11 @@ OPTIONS = (("grpc.max_receive_message_length", MAX_MESSAGE), ("grpc.max_send_mes
 
 
 def _errors_to_status(method: Callable[..., Any]) -> Callable[..., Any]:
-    """For a unary method: a MemorydError becomes the call's status."""
+    """For a unary method: the call is in hand; a MemorydError becomes its status."""
 
     @functools.wraps(method)
     async def wrapped(self: Any, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        await context.send_initial_metadata(status.IN_HAND)
         try:
             return await method(self, request, context)
         except MemorydError as error:
@@ -72,6 +73,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     async def Generate(
         self, request: pb.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.GenerateEvent]:
+        await context.send_initial_metadata(status.IN_HAND)
         try:
             async with contextlib.aclosing(self._loop.run(_generation(request))) as outputs:
                 async for output in outputs:
@@ -102,6 +104,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     async def Learn(
         self, requests: AsyncIterator[pb.LearnRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.LearnEvent]:
+        await context.send_initial_metadata(status.IN_HAND)
         try:
             learning = await _learning(requests)
             async with contextlib.aclosing(self._loop.run(learning)) as outputs:

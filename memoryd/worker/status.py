@@ -1,4 +1,8 @@
-"""memoryd's errors as gRPC status, and back: code and message as they are, reason and details in trailing metadata."""
+"""memoryd's errors as gRPC status, and back: code and message as they are, reason and details in trailing metadata.
+
+A worker that crashes says nothing. So it says first, in a call's initial metadata, that it has the call in hand: where that
+came and no status did, it was lost while it worked on the call. Without it the call never reached a worker.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,16 @@ from collections.abc import Iterator
 
 import grpc
 
-from memoryd.errors import Cancelled, MemorydError, Unavailable
+from memoryd.errors import Cancelled, MemorydError, Unavailable, WorkerLost
 
 _REASON = "memoryd-reason"
 _DETAILS = "memoryd-details"
+_IN_HAND = "memoryd-in-hand"
 
 Trailers = tuple[tuple[str, str], ...]
+
+IN_HAND: Trailers = ((_IN_HAND, "yes"),)
+"""Initial metadata of every call, sent before the work on it begins."""
 
 
 def trailers(error: MemorydError) -> Trailers:
@@ -21,13 +29,15 @@ def trailers(error: MemorydError) -> Trailers:
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> MemorydError:
-    """The error as the worker raised it; Unavailable where the worker is not there (any more)."""
+    """The error as the worker raised it; WorkerLost where it ended with the call in hand, Unavailable where it is not there."""
     sent = {str(key): str(value) for key, value in tuple(error.trailing_metadata() or ())}
     code, message = error.code(), error.details() or ""
     if reason := sent.get(_REASON):
         kinds = [kind for kind in _tree(MemorydError) if kind.code == code]
         kind = next((kind for kind in kinds if kind.reason == reason), kinds[0] if kinds else MemorydError)
         return kind(message, reason=reason, details=json.loads(sent.get(_DETAILS, "{}")))
+    if code == grpc.StatusCode.UNAVAILABLE and _IN_HAND in dict(error.initial_metadata() or ()):
+        return WorkerLost()
     if code == grpc.StatusCode.UNAVAILABLE:
         return Unavailable("the worker is starting or restarting: try again", reason="WORKER_UNAVAILABLE")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:

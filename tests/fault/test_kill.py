@@ -1,7 +1,7 @@
 """kill -9 of daemon, worker, Valkey and Milvus Lite at random moments: no acknowledged write is lost, nothing half-written
 is served, and nothing is left lying about.
 
-`make test` kills eight times. `make test-kill` (MEMORYD_KILLS=50) kills more often and writes docs/figures/kills.json.
+`make test` kills five times. `make test-kill` (MEMORYD_KILLS=50) kills more often and writes docs/figures/kills.json.
 MEMORYD_SEED repeats a run's choices.
 """
 
@@ -22,7 +22,7 @@ from tests.fault import storm
 from tests.fault.storm import KINDS, Storm
 from tests.fault.waiting import PATIENT
 
-KILLS = int(os.environ.get("MEMORYD_KILLS", "8"))
+KILLS = int(os.environ.get("MEMORYD_KILLS", "5"))
 SEED = int(os.environ.get("MEMORYD_SEED", secrets.randbits(32)))
 FULL = 50  # as many kills make a figure
 TURN = ["daemon", "worker", "valkey", "milvus"] * 2 + ["valkey", "milvus"]  # these two are back sooner

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from memoryd.engine.request import Generation, TokenIds
-from memoryd.errors import Unavailable
+from memoryd.errors import Unavailable, WorkerLost
 from memoryd.worker.client import WorkerClient, WorkerInfo, identity
 from tests.tiny_models import make_tiny_model
 
@@ -89,13 +89,20 @@ async def test_killed_in_the_middle_of_an_answer_the_client_is_told_and_finds_th
 ) -> None:
     events = worker.client.generate(ANSWER)
     await anext(events)
+    chunks = [[5] * 500] * 32
+    waiting = asyncio.ensure_future(worker.client.compress(chunks, worker.info.compressor.fingerprint))
+    await anext(events)
     worker.process.kill()
-    with pytest.raises(Unavailable):
+    with pytest.raises(WorkerLost, match="while it worked on this"):
         async for _ in events:
             pass
+    with pytest.raises(WorkerLost):
+        await waiting
     await worker.process.wait()
-    with pytest.raises(Unavailable):
-        await worker.client.describe()
+    for call in (worker.client.describe(), worker.client.embed(["a river"])):
+        with pytest.raises(Unavailable) as unreachable:
+            await call
+        assert unreachable.value.reason == "WORKER_UNAVAILABLE", "no worker was lost over these"
     process = await asyncio.create_subprocess_exec(*command(worker.socket, model))
     try:
         assert await ready(worker.client) == worker.info
@@ -113,6 +120,26 @@ async def test_sigterm_lets_an_answer_end_and_takes_no_new_one(worker: Running) 
     assert await asyncio.wait_for(worker.process.wait(), 30) == 0
     with pytest.raises(Unavailable):
         await worker.client.describe()
+
+
+async def test_sigterm_is_no_loss_to_an_answer_that_does_not_end_in_time(tmp_path: Path, model: Path) -> None:
+    socket = tmp_path / "w.sock"
+    process = await asyncio.create_subprocess_exec(*command(socket, model, "--drain", "0"))
+    try:
+        async with WorkerClient(socket) as client:
+            await ready(client)
+            events = client.generate(ANSWER)
+            await anext(events)
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(Unavailable) as ended:
+                async for _ in events:
+                    pass
+            assert (type(ended.value), ended.value.reason) == (Unavailable, "WORKER_ENDING")
+            assert await process.wait() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
 
 
 @pytest.mark.parametrize("broken", ["absent", "no config", "no weights"])

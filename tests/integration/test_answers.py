@@ -20,6 +20,7 @@ from memoryd_client import (
     Sources,
     Stage,
     Text,
+    Unavailable,
     Usage,
 )
 
@@ -259,6 +260,31 @@ def test_a_client_that_goes_away_frees_its_slot_and_the_worker(keyed: Keyed, tal
         assert answer.text  # what had arrived
     worker = keyed.daemon.child("memoryd.worker")
     until(lambda: worker.cpu_percent(0.5) < 20, "the worker is idle: nobody waits for its words")
+
+
+@pytest.mark.parametrize("delete", ["document", "memory", "new version"])
+def test_an_answer_ends_where_what_it_rests_on_is_deleted(keyed: Keyed, red: Client, talkative: Memory, delete: str) -> None:
+    name = f"doomed-{delete.replace(' ', '-')}"
+    memory = red.memory(name, create=True)
+    written = memory.write(CLOCK)
+    spare = memory.write("Reykjavik is cold.")
+    for one in (written, spare):
+        one.wait(Stage.SEARCHABLE)
+    with running(talkative) as other, memory.answer(QUESTION, top_k=1, max_tokens=3000) as answer:
+        stream = iter(answer)
+        assert [type(next(stream)), type(next(stream))] == [Sources, Text]
+        memory.documents.delete(spare.document)
+        assert isinstance(next(stream), Text), "it does not rest on that one"
+        if delete == "document":
+            memory.documents.delete(written.document)
+        elif delete == "memory":
+            red.memories.delete(memory.name)
+        else:
+            memory.write(FERRY, replaces=written.document)
+        with pytest.raises(Unavailable, match=r"was deleted.*ask again") as cut:
+            list(stream)
+        assert cut.value.reason == "DOCUMENT_DELETED"
+        assert isinstance(list(other)[-1], Usage), "another memory's answer goes on to its end"
 
 
 def _turned_away(memory: Memory) -> bool:

@@ -18,6 +18,7 @@ from memoryd.learn.adapter_files import pack_files
 from memoryd.recall.adapters import AdapterStore, Choice, blob_key, cache_key
 from memoryd.recall.answer import Answerer, AnswerUsage, Question, Text
 from memoryd.recall.assembly import Assembler, Mode
+from memoryd.recall.underway import AnswersUnderWay
 from memoryd.worker.client import WorkerInfo
 from tests.unit.learning_parts import models, plain_tokenizer
 from tests.unit.test_adapter_choice import Shelf, found, shelf
@@ -158,7 +159,7 @@ async def test_usage_names_the_adapters_that_were_used(
     nothing: Any = None  # no embeddings: answers of text
     parts: list[Any] = [
         *(shelf.lab.ledger, Finds(), Assembler(shelf.lab.ledger, nothing, known, 4096)),
-        *(shelf.store(), known, Counts()),
+        *(shelf.store(), known, Counts(), AnswersUnderWay()),
     ]
     answerer = Answerer(*parts, max_answers=1)
 

@@ -13,8 +13,8 @@ import pytest
 
 from memoryd import core, jobs
 from memoryd.core import Job, JobKind, JobState, new_id, now
-from memoryd.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from memoryd.jobs import Handler, JobRunner, NotYet, Progress
+from memoryd.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable, WorkerLost
+from memoryd.jobs import GiveWay, Handler, JobRunner, NotYet, Progress
 from memoryd.store import ledger_jobs
 from memoryd.store.ledger import SqlLedger
 
@@ -183,6 +183,101 @@ async def test_what_a_dead_part_fails_and_what_must_be_erased_is_tried_for_ever(
     async with running(impatient, handler, attempts=1):
         assert (await ended(impatient, job)).state is JobState.SUCCEEDED
     assert tries == 21
+
+
+async def test_what_ends_the_worker_each_time_is_dead_and_says_so_and_starts_afresh_when_a_person_retries_it(
+    impatient: SqlLedger,
+) -> None:
+    lost = 0
+
+    async def handler(job: Job, progress: Progress) -> Mapping[str, str | int]:
+        nonlocal lost
+        lost += 1
+        raise WorkerLost
+
+    job = impatient.add_job(TENANT, JobKind.REINDEX, "tenants/red", {})  # one of no document, which would have to be there
+    async with running(impatient, handler, attempts=3) as runner:
+        for losses in (3, 6):
+            dead = await ended(impatient, job)
+            assert (dead.state, lost) == (JobState.DEAD, losses)
+            assert "the worker ended each of the last 3 times that it worked on this" in dead.error
+            assert "worker.log" in dead.error
+            assert "retry the job, or delete" in dead.error
+            impatient.retry_job(TENANT, job.id)
+            runner.wake()
+
+
+@pytest.mark.parametrize("error", [Unavailable("the worker is down"), ResourceExhausted("the disk is full")])
+async def test_a_part_that_is_down_between_two_lost_workers_is_not_counted_with_them(
+    impatient: SqlLedger, error: Exception
+) -> None:
+    """An operator restarts it, or it does not start: that is not the job's doing."""
+    failures = iter([WorkerLost(), *[error] * 9, WorkerLost(), *[error] * 9])
+
+    async def handler(job: Job, progress: Progress) -> Mapping[str, str | int]:
+        for failure in failures:
+            raise failure
+        return {}
+
+    job = add(impatient)
+    async with running(impatient, handler, attempts=3):
+        assert (await ended(impatient, job)).state is JobState.SUCCEEDED
+
+
+async def test_a_job_that_gets_further_between_lost_workers_is_not_dead(impatient: SqlLedger) -> None:
+    tries = 0
+
+    async def handler(job: Job, progress: Progress) -> Mapping[str, str | int]:
+        nonlocal tries
+        tries += 1
+        if tries > 12:
+            return {}
+        if tries % 2:
+            raise WorkerLost
+        progress.show("compress", tries, 12)
+        raise GiveWay
+
+    job = add(impatient)
+    async with running(impatient, handler, attempts=2):
+        done = await ended(impatient, job)
+    assert (done.state, done.receipt) == (JobState.SUCCEEDED, {})
+
+
+async def test_what_was_beside_the_job_that_ends_the_worker_lives_on(
+    impatient: SqlLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents in the same worker, a run of learning, and the poison: it alone is dead."""
+    in_hand: dict[str, asyncio.Future[None]] = {}
+    lost = 0
+
+    async def handler(job: Job, progress: Progress) -> Mapping[str, str | int]:
+        """Documents are done once the worker was lost for the first time, when all were in hand; learning never is."""
+        nonlocal lost
+        name = job.payload.get("document", "learning")
+        call = in_hand[name] = asyncio.get_running_loop().create_future()
+        try:
+            if name == "poison":
+                await until(lambda: "learning" in in_hand and (lost or len(in_hand) == 4))
+                lost += 1
+                for each in in_hand.values():
+                    each.set_exception(WorkerLost())
+            if not lost or name in ("poison", "learning"):
+                await call
+            return {}
+        finally:
+            del in_hand[name]
+
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.3)  # which a job that waits its turn stays away for
+    poison = add(impatient, "poison")
+    others = [add(impatient, "d1"), add(impatient, "d2")]
+    learning = impatient.add_job(TENANT, JobKind.LEARN, "memories/m", {"memory": "m"})
+    async with running(impatient, handler, slots=4, attempts=3, lease_seconds=1e6):  # time is skipped
+        assert (await ended(impatient, poison)).state is JobState.DEAD
+        assert lost == 3
+        assert [(await ended(impatient, job)).state for job in others] == [JobState.SUCCEEDED] * 2
+        await until(lambda: "learning" in in_hand)
+        in_hand["learning"].set_result(None)
+        assert (await ended(impatient, learning)).state is JobState.SUCCEEDED
 
 
 async def test_an_unexpected_failure_shows_its_kind_and_not_its_words(ledger: SqlLedger) -> None:

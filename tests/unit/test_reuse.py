@@ -25,6 +25,7 @@ from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.runs import Runs
 from memoryd.recall.adapters import AdapterStore
 from memoryd.recall.embeddings import EmbeddingStore
+from memoryd.recall.underway import AnswersUnderWay
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
 from tests.unit.learning_parts import models
@@ -206,7 +207,7 @@ async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
     eraser = AdapterEraser(adapters, lab.blobs, nothing)
     runs = Runs(lab.ledger, eraser, tmp_path / "runs")
     embeddings = EmbeddingStore(lab.ledger, lab.blobs, nothing)
-    erasing = EraseJob(lab.ledger, lab.blobs, nothing, nothing, embeddings, eraser, runs, runner)
+    erasing = EraseJob(lab.ledger, lab.blobs, nothing, nothing, embeddings, eraser, runs, runner, AnswersUnderWay())
     running = asyncio.create_task(runner.run({JobKind.COMPRESS: compress, JobKind.ERASE: erasing}))
     try:
         await began.wait()
