@@ -21,7 +21,7 @@ import torch
 from bench.compress import as_trained
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import ensure_base_model, load_base_model
-from memoryd.engine.reader import reader_path
+from memoryd.engine.reader import Readers, reader_path
 from memoryd.engine.request import Generation, TokenIds
 from memoryd.engine.retrieval_encoder import load_retrieval_encoder
 from memoryd.engine.runner import Runner
@@ -69,7 +69,7 @@ def main() -> None:
         base = load_base_model(ensure_base_model(arguments.model, arguments.data_dir))
         encoder = load_retrieval_encoder(arguments.data_dir)
         reader = reader_path(base.fingerprint)
-        adapters = Adapters(base, reader)
+        adapters = Adapters(base, Readers(reader))
         compressor = as_trained(base, adapters, 4)
         base = replace(base, eos_ids=())  # answers of one length
     say("load, after imports", f"{taken.wall:9.2f} s wall {taken.cpu:9.2f} CPU-s")

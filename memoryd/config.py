@@ -56,7 +56,11 @@ class Settings(BaseModel):
     ] = "auto"
     threads: Annotated[int, Field(ge=0, le=256, description="CPU threads of the worker; 0: one per core")] = 0
     compressor: Annotated[
-        Path | None, Field(description="directory that `memoryd train-compressor` made; empty: the compressor of first weights")
+        Path | None,
+        Field(
+            description="directory that `memoryd train-compressor` made; empty: the one that ships for the base model, else "
+            "one of first weights"
+        ),
     ] = None
     ratio: Annotated[Literal[4, 8, 16, 32], Field(description="source tokens for each compressed embedding")] = 4
     compress_tokens: Annotated[

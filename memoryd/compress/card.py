@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memoryd.engine.reader import reader_fingerprint, reader_for
+from memoryd.engine.reader import readers_for
 from memoryd.errors import DataLoss, FingerprintMismatch
 
 if TYPE_CHECKING:
@@ -61,10 +61,9 @@ class Card:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def gate(self, directory: Path, ratio: int, fingerprint: str) -> Gate:
-        """The verdict on the compressor of this fingerprint with the reader in use; on another it says nothing."""
+        """The verdict on the compressor of this fingerprint with the readers in use; on others it says nothing."""
         gate = self.gates.get(ratio, Gate())
-        reader = reader_for(directory, self.base_fingerprint)
-        measured = (fingerprint, reader_fingerprint(reader) if reader else "")
+        measured = (fingerprint, readers_for(directory, self.base_fingerprint).fingerprint)
         return gate if (gate.compressor, gate.reader) == measured else Gate()
 
     def check_base(self, directory: Path, base_fingerprint: str) -> None:

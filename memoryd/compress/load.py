@@ -11,6 +11,16 @@ from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel
 
+COMPRESSORS = Path(__file__).parent.parent / "assets" / "compressors"
+
+
+def compressor_path(base_fingerprint: str, shipped: Path = COMPRESSORS) -> Path | None:
+    """The directory of the compressor that memoryd ships for this base model; None where it ships none."""
+    for directory in sorted(shipped.glob("*")):
+        if directory.is_dir() and read_card(directory).base_fingerprint == base_fingerprint:
+            return directory
+    return None
+
 
 def is_own(directory: Path) -> bool:
     """Whether the directory has memoryd's card, and is not in a published layout."""

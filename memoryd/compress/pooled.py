@@ -5,13 +5,15 @@ k of the highest score. For a segment let e be the mean of its token embeddings,
 the mean of its last hidden states. Its compressed embedding is
 
     scale · table_rms · rmsnorm(rmsnorm(e) + projector(h)),        projector = RMSNorm, linear, GELU, linear
-    score of a token = rarity[token] + weigh(RMSNorm(its hidden state))
+    score of a token = mean over its word of weigh · rmsnorm(hidden state three fifths up)
+
+A name or a number of several tokens is of no use in part, so the tokens of a word have one score, and are chosen together.
+Three fifths up, because what a word is for in its text can be told there best (docs/structure.md).
 
 The last linear layer starts at zero, and so do the scores: untrained it is the mean of the token embeddings of groups of r
-tokens, which a base model can already read in part. Training starts the scores from how rare each token is in the corpus. So
-names and numbers begin as nearly what they are, while filler words share a slot: in short runs nothing else that was tried
-had as low a loss (docs/structure.md). As long as both layers that read hidden states are zero, and do not learn, the pass is
-left out: nothing depends on it.
+tokens, which a base model can already read in part. Training begins the scores by telling the words that answers are made of
+from the others (`learn/scores.py`). So those begin as nearly what they are, while the others share slots. As long as both
+layers that read hidden states are zero, and do not learn, the pass is left out: nothing depends on it.
 
 Normalising the sum, and not only scaling it, keeps the output's RMS at that of real token embeddings whatever was
 learned, since pooling shrinks vectors and the frozen decoder has only ever seen that RMS.
@@ -33,6 +35,7 @@ from torch.nn.functional import gelu, rms_norm
 from memoryd.compress.base import check_chunks
 from memoryd.compress.card import RATIOS, Card, Gate, fingerprint_of, read_card, write_card
 from memoryd.compress.chunker import Limits
+from memoryd.compress.words import BEGINS, mean_of_words, words_of
 from memoryd.engine.adapters import ENCODER, Adapters, stored
 from memoryd.engine.base_model import BaseModel
 from memoryd.errors import DataLoss, FailedPrecondition, InvalidArgument
@@ -43,8 +46,8 @@ _SEED = 20240411  # of the first weights; any number, fixed so that everybody's 
 
 
 class Projector(nn.Module):
-    """h [.., d_model] to the correction [.., d_model]; `scale` is that of the compressed embedding as a whole; `rarity`
-    [vocabulary] and `weigh` score tokens."""
+    """h [.., d_model] to the correction [.., d_model]; `scale` is that of the compressed embedding as a whole; `weigh` scores
+    tokens, and `spelling` [vocabulary] says how each takes part in a word (`compress/words.py`)."""
 
     def __init__(self, d_model: int, vocabulary: int) -> None:
         super().__init__()
@@ -52,13 +55,15 @@ class Projector(nn.Module):
         self.up = nn.Linear(d_model, d_model)
         self.down = nn.Linear(d_model, d_model)
         self.weigh = nn.Linear(d_model, 1, bias=False)
-        self.rarity = nn.Parameter(torch.zeros(vocabulary))
         self.scale = nn.Parameter(torch.ones(()))
+        self.spelling: Tensor
+        self.register_buffer("spelling", torch.full((vocabulary,), BEGINS, dtype=torch.uint8))
 
-    def scores(self, ids_BL: Tensor, h_BLD: Tensor) -> Tensor:
-        """How much each token is worth a slot of its own, [B, L]."""
-        weighed_BL1: Tensor = self.weigh(self.norm(h_BLD))
-        return self.rarity[ids_BL] + weighed_BL1[..., 0]
+    def scores(self, ids_BL: Tensor, real_BL: Tensor, middle_BLD: Tensor) -> Tensor:
+        """How much each token is worth a slot of its own, [B, L]; the same for all tokens of a word, nothing for padding."""
+        weighed_BL1: Tensor = self.weigh(rms_norm(middle_BLD, (middle_BLD.shape[-1],)))
+        word_BL = words_of(self.spelling[ids_BL].masked_fill(~real_BL, BEGINS))
+        return mean_of_words(weighed_BL1[..., 0], word_BL).masked_fill(~real_BL, float("-inf"))
 
     @property
     def blind(self) -> bool:
@@ -181,8 +186,8 @@ class PooledCompressor:
         device = self._embed.weight.device
         ids_BL, real_BL = ids_BL.to(device), real_BL.to(device)
         embed_BLD = self._embed(ids_BL)
-        h_BLD = torch.zeros_like(embed_BLD).float() if self.projector.blind else self._hidden(embed_BLD, real_BL)
-        score_BL = self.projector.scores(ids_BL, h_BLD).masked_fill(~real_BL, float("-inf"))
+        middle_BLD, h_BLD = self._hidden(embed_BLD, real_BL)
+        score_BL = self.projector.scores(ids_BL, real_BL, middle_BLD)
         segment_BL = _segments(score_BL.detach(), torch.tensor(lengths, device=device), r)
         weight_BL = _softmax(score_BL, segment_BL, L // r).masked_fill(~real_BL, 0.0)
         e_BGD = _mean(embed_BLD.float(), weight_BL, segment_BL, L // r)
@@ -192,25 +197,47 @@ class PooledCompressor:
         soft_BGD = (self.projector.scale * self._table_rms * soft_BGD).to(embed_BLD.dtype)
         return [soft_GD[: -(-length // r)] for soft_GD, length in zip(soft_BGD, lengths, strict=True)]
 
-    def _hidden(self, embed_BLD: Tensor, real_BL: Tensor) -> Tensor:
-        """The last hidden states, [B, L, D], in float32."""
+    @torch.inference_mode()
+    def middle(self, chunk: Sequence[int]) -> Tensor:
+        """The hidden states by which its tokens are scored, [tokens, d_model], in float32."""
+        device = self._embed.weight.device
+        ids_BL = torch.tensor([list(chunk)], device=device)
+        middle_BLD, _ = self._encoded(self._embed(ids_BL), torch.ones_like(ids_BL, dtype=torch.bool))
+        return middle_BLD[0]
+
+    def _hidden(self, embed_BLD: Tensor, real_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states three fifths up and the last ones, both [B, L, D] in float32; zeros where nothing depends on
+        them."""
+        if self.projector.blind:
+            return (torch.zeros_like(embed_BLD, dtype=torch.float32),) * 2
+        return self._encoded(embed_BLD, real_BL)
+
+    def _encoded(self, embed_BLD: Tensor, real_BL: Tensor) -> tuple[Tensor, Tensor]:
         B, L = real_BL.shape
         # A mask of four dimensions is used as it is, instead of a causal one: every position sees the real ones.
         mask_B1LL = real_BL[:, None, None, :].expand(B, 1, L, L)
         with self._adapters.using(ENCODER):
-            encoded = self._transformer(inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False)
-        h_BLD: Tensor = encoded.last_hidden_state.float()
-        return h_BLD
+            encoded = self._transformer(
+                inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False, output_hidden_states=True
+            )
+        layers = encoded.hidden_states
+        return layers[len(layers) * 3 // 5].float(), encoded.last_hidden_state.float()
 
 
 def save(
     directory: Path, base: BaseModel, base_name: str, adapters: Adapters, projector: Projector, gates: Mapping[int, Gate]
 ) -> None:
-    """Write the directory that `PooledCompressor.load` reads: projector in float32, and in float16 an encoder that is seen."""
+    """Write the directory that `PooledCompressor.load` reads: the projector in float32, and an encoder in float16 where one was
+    trained and is seen."""
     write_card(directory, Card(KIND, base.fingerprint, gates))
     save_file(_weights(projector), directory / _WEIGHTS)
-    if adapters.has(ENCODER) and projector.sees:
+    if adapters.has(ENCODER) and projector.sees and _trained(adapters.state(ENCODER)):
         adapters.save(ENCODER, directory / ENCODER, base_name)
+
+
+def _trained(adapter: Mapping[str, Tensor]) -> bool:
+    """Whether a LoRA changes anything: as it begins, its second matrices are zero."""
+    return any(bool(weight.any()) for name, weight in adapter.items() if "lora_B" in name)
 
 
 def vocabulary_of(base: BaseModel) -> int:
@@ -250,4 +277,5 @@ def _mean(x_BLD: Tensor, weight_BL: Tensor, segment_BL: Tensor, G: int) -> Tenso
 
 
 def _weights(projector: Projector) -> dict[str, Tensor]:
-    return {name: tensor.float().cpu().contiguous() for name, tensor in sorted(projector.state_dict().items())}
+    state = sorted(projector.state_dict().items())
+    return {name: (t.float() if t.is_floating_point() else t).cpu().contiguous() for name, t in state}

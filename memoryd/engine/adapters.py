@@ -22,10 +22,13 @@ from torch import Tensor, nn
 
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.lora import Blend, Lora, LoraLinear, Plan, Switch
+from memoryd.engine.reader import NO_READERS, Readers
 from memoryd.errors import DataLoss, FailedPrecondition
 
 NONE = ""
 READER = "reader"
+SOFT_READER = "soft-reader"
+"""Reads prompts with compressed embeddings in place of READER, where there is one."""
 ENCODER = "encoder"
 """The compressor's: it turns the base model into what encodes chunks."""
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -44,22 +47,25 @@ class Adapters:
     `Adapters` at a time.
     """
 
-    def __init__(self, base: BaseModel, reader: Path | None = None) -> None:
+    def __init__(self, base: BaseModel, readers: Readers = NO_READERS) -> None:
         self._model: nn.Module = base.model
         self._switch = Switch()
         self._layers: dict[str, dict[str, LoraLinear]] = {NONE: {}}
         self._rslora: set[str] = set()  # those that were created so: their files say it
-        if reader is not None:
-            self.load(READER, reader)
+        for name, directory in ((READER, readers.text), (SOFT_READER, readers.soft)):
+            if directory is not None:
+                self.load(name, directory)
 
     def has(self, name: str) -> bool:
         """Whether there is an adapter of that name."""
         return name in self._layers
 
-    def check_reader(self) -> None:
-        """Raises FailedPrecondition where there is no reader."""
+    def reader(self, soft: bool) -> str:
+        """The name of the reader of prompts with compressed embeddings (`soft`), or without. FailedPrecondition where there is
+        none."""
         if READER not in self._layers:
             raise FailedPrecondition("no reader fits the base model in use", reason="NO_READER")
+        return SOFT_READER if soft and SOFT_READER in self._layers else READER
 
     def use(self, *blends: Blend) -> None:
         """Make the base model compute with this blend, or with one for each row of the batch."""

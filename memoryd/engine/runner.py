@@ -6,8 +6,9 @@ What it does not know: gRPC, asyncio, tenants, prompts' wording. What comes firs
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -17,14 +18,14 @@ from torch import Tensor
 
 from memoryd.compress.base import Compressor, positions
 from memoryd.compress.codec import CompressedEmbeddings
-from memoryd.engine.adapters import READER, Adapters
+from memoryd.engine.adapters import Adapters
 from memoryd.engine.bank import Bank
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.kv import Kv
 from memoryd.engine.lora import Blend
 from memoryd.engine.prompt import PromptReader
 from memoryd.engine.reader import Refusal
-from memoryd.engine.request import GenerateEvent, Generation, LearnEvent, Learning
+from memoryd.engine.request import GenerateEvent, Generation, LearnEvent, Learning, Soft
 from memoryd.engine.scheduler import Decode, Embed, Item, Learn, Limits, Prefill, Scheduler, Step, Work
 from memoryd.engine.sequence import GeneratingSequence
 from memoryd.errors import FailedPrecondition, MemorydError, ResourceExhausted, Unavailable
@@ -71,10 +72,10 @@ class Runner:
         encoder: RetrievalEncoder,
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
-        refusal: Refusal | None = None,
+        refusals: Mapping[bool, Refusal | None] = MappingProxyType({}),
     ) -> None:
-        """`refusal` is the reader's."""
-        self._refusal = refusal
+        """`refusals` are the readers': that of prompts with compressed embeddings (True), and of those without."""
+        self._refusals = refusals
         self._base, self._adapters, self._compressor, self._encoder = base, adapters, compressor, encoder
         self._limits = limits
         self._bank = Bank(adapters)
@@ -98,12 +99,11 @@ class Runner:
 
     def generate(self, call: int, request: Generation) -> None:
         """Queue a prompt. Raises InvalidArgument or FailedPrecondition where it can't be answered."""
-        reader: Blend = ((READER, 1.0),) if request.use_reader else ()
+        soft = any(isinstance(segment, Soft) for segment in request.segments)
+        reader: Blend = ((self._adapters.reader(soft), 1.0),) if request.use_reader else ()
         blend = (*reader, *self._bank.blend(request.adapters))
-        if reader:
-            self._adapters.check_reader()
         prompt = self._prompts.length(request)
-        refusal = self._refusal if reader else None
+        refusal = self._refusals.get(soft) if reader else None
         self._sequences[call] = GeneratingSequence(request, blend, self._base, self._clock, refusal)
         self._scheduler.add_sequence(call, prompt, request.max_tokens)
 
@@ -136,7 +136,7 @@ class Runner:
         if learning.chunks:
             self._prompts.check_compressor(learning.compressor_fingerprint)
         if learning.use_reader:
-            self._adapters.check_reader()
+            self._adapters.reader(soft=False)
         self._learners[call] = Learner(call, learning, self._base, self._adapters, self._limits.learn)
         self._scheduler.add_learning(call)
 

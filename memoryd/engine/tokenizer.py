@@ -81,6 +81,14 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._plain.decode(list(ids), skip_special_tokens=True)
 
+    def texts(self, vocabulary: int) -> list[str]:
+        """What each id up to ``vocabulary`` adds to a text that ends with a letter; nothing, where it is no token."""
+        before = self.encode("a")
+        start = len(self._plain.decode(before, skip_special_tokens=False))
+        known = [[*before, token] for token in range(min(vocabulary, self._plain.get_vocab_size()))]
+        texts = [text[start:] for text in self._plain.decode_batch(known, skip_special_tokens=False)]
+        return texts + [""] * (vocabulary - len(texts))
+
     @cached_property
     def chat_template(self) -> str | None:
         """The template's source, from ``chat_template.jinja`` or the tokenizer's configuration."""

@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from memoryd.eval.compression_data import Case
 
 AT_A_RATIO = ("first", "passage", "compressed", "wrong", "hybrid")
-"""Those that have slots to fill; the other two, `none` and `raw`, are the same at every ratio."""
+"""Those that have slots to fill."""
+FIXED = ("none", "raw", "whole")
+"""The same at every ratio."""
 INT8 = "int8"
 """Shows what `compressed` shows; but its embeddings were stored as int8."""
+
+
+SOFT = frozenset({"compressed", "wrong", "hybrid", INT8})
+"""Those that show compressed embeddings, and are read by the reader of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +43,12 @@ def show(arm: str, case: Case, tokenizer: TextTokenizer, slots_of: Callable[[int
         return Shown((), {})
     if arm == "raw":
         return Shown(tuple(TextBlock(chunk, case.title) for chunk in case.chunks), {})
+    passage = TextBlock(case.passage, case.title)
+    if arm == "whole":
+        return Shown((passage,), {})
     k = slots(tokenizer, case.chunks, slots_of)
     if arm == "first":
         return Shown((TextBlock(_first(tokenizer, case.text, k), case.title),), {})
-    passage = TextBlock(case.passage, case.title)
     if arm == "passage":
         return Shown((TextBlock(_first(tokenizer, case.passage, k), case.title),), {})
     chunks = case.wrong if arm == "wrong" else case.chunks

@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,17 +21,17 @@ from typing import Any
 from memoryd.compress import codec
 from memoryd.compress.base import Trainable
 from memoryd.compress.card import RATIOS, Gate, read_card, write_card
-from memoryd.compress.load import is_own, load_compressor
-from memoryd.engine.adapters import READER, Adapters
+from memoryd.compress.load import compressor_path, is_own, load_compressor
+from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
-from memoryd.engine.reader import Refusal, reader_fingerprint, reader_for, refusal_of
+from memoryd.engine.reader import Readers, Refusal, readers_for
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.runner import to_bytes
 from memoryd.engine.tokenizer import TextTokenizer
-from memoryd.eval.arms import AT_A_RATIO, INT8, show, slots
+from memoryd.eval.arms import AT_A_RATIO, FIXED, INT8, SOFT, show, slots
 from memoryd.eval.choices import choose
 from memoryd.eval.compression_data import SETS, Case, cases
-from memoryd.eval.compression_rows import arm_rows, gate_of, hybrid_rows, int8_rows
+from memoryd.eval.compression_rows import arm_rows, gate_of, gate_rows, hybrid_rows, int8_rows
 from memoryd.eval.figures import Row, render_all, write
 from memoryd.eval.generate import answers_of
 from memoryd.eval.kept_answers import KeptAnswers
@@ -54,11 +54,14 @@ class Bench:
     base: Any
     adapters: Adapters
     compressor: Trainable
+    directory: Path | None
+    """The compressor's; None for that of first weights."""
     tokenizer: TextTokenizer
-    reader: str
-    """Its fingerprint; empty without one."""
-    refusal: Refusal | None
-    kept: KeptAnswers
+    readers: str
+    """Their fingerprint; empty without any."""
+    refusals: Mapping[bool, Refusal | None]
+    """Those of prompts with compressed embeddings, and without; as what is kept."""
+    kept: Mapping[bool, KeptAnswers]
     made: dict[tuple[str, int], codec.CompressedEmbeddings] = field(default_factory=dict)
 
     def compressed(self, chunk: str, ratio: int, storage: codec.Storage) -> Any:
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     gates: dict[int, Gate] = {}
     ratios = options.ratios if bench.compressor.name == "pooled" else [bench.compressor.ratio]
-    fixed = {arm: _answered(bench, asked, arm, ratios[0], options.batch) for arm in ("none", "raw")}
+    fixed = {arm: _answered(bench, asked, arm, ratios[0], options.batch) for arm in FIXED}
     for arm, said in fixed.items():
         rows += arm_rows(arm, asked, said)
     for ratio in ratios:
@@ -112,11 +115,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += int8_rows(ratio, asked, _answered(bench, asked, INT8, ratio, options.batch), at["compressed"])
         rows += _stored_rows(bench, asked, ratio)
         context = {arm: _context(bench, asked, arm, ratio) for arm in ("hybrid", "raw")}
-        rows += hybrid_rows(ratio, asked, at["hybrid"], fixed["raw"], context["hybrid"], context["raw"])
+        rows += hybrid_rows(ratio, asked, at["hybrid"], fixed["raw"], fixed["whole"], context["hybrid"], context["raw"])
         taken = [slots(tokenizer, case.chunks, partial(bench.compressor.slots, ratio=ratio)) for case in asked]
         rows.append(Row(f"slots at {ratio}x", mean(taken), "slots", n=len(asked)))
         rows += _language_rows(bench, asked, ratio, options.texts)
-        gates[ratio] = gate_of(asked, at, _fingerprint(bench, options, ratio), bench.reader)
+        gates[ratio] = gate_of(asked, at, _fingerprint(bench, ratio), bench.readers)
+        rows += gate_rows(ratio, gates[ratio])
         verdict = "passed" if gates[ratio].passed else "not passed"
         print(f"gate at {ratio}x: {verdict} {dict(gates[ratio].figures)}", flush=True)
     for row in rows:
@@ -126,27 +130,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = "compression" if bench.compressor.name == "pooled" else f"compression-{bench.compressor.name}"
         write(name, [replace(row, command=_command(options)) for row in rows])
         render_all()
-    if options.gate and options.compressor:
-        card = read_card(options.compressor)
-        write_card(options.compressor, replace(card, gates={**card.gates, **gates}))
+    if options.gate and bench.directory:
+        card = read_card(bench.directory)
+        write_card(bench.directory, replace(card, gates={**card.gates, **gates}))
     return 0
 
 
 def _load(options: argparse.Namespace) -> Bench:
     path = ensure_base_model(options.base, options.data_dir)
     base = load_base_model(path)
-    reader = reader_for(options.compressor, base.fingerprint)
-    adapters = Adapters(base, reader)
-    compressor = load_compressor(options.compressor, base, adapters, options.ratios[0])
-    refusal = refusal_of(reader) if reader else None
-    name = reader_fingerprint(reader) if reader else ""
-    kept = KeptAnswers(options.keep, base.fingerprint, name, refusal, _MAX_TOKENS)
-    return Bench(base, adapters, compressor, TextTokenizer(path), name, refusal, kept)
+    directory = options.compressor or compressor_path(base.fingerprint)
+    readers = readers_for(directory, base.fingerprint)
+    adapters = Adapters(base, readers)
+    compressor = load_compressor(directory, base, adapters, options.ratios[0])
+    by_reader = {soft: Readers(readers.soft if soft and readers.soft else readers.text) for soft in (False, True)}
+    refusals = {soft: one.refusal(soft) for soft, one in by_reader.items()}
+    kept = {
+        soft: KeptAnswers(options.keep, base.fingerprint, one.fingerprint, refusals[soft], _MAX_TOKENS)
+        for soft, one in by_reader.items()
+    }
+    return Bench(base, adapters, compressor, directory, TextTokenizer(path), readers.fingerprint, refusals, kept)
 
 
-def _fingerprint(bench: Bench, options: argparse.Namespace, ratio: int) -> str:
+def _fingerprint(bench: Bench, ratio: int) -> str:
     """What the compressor is known by where it is loaded at this ratio."""
-    return load_compressor(options.compressor, bench.base, bench.adapters, ratio).fingerprint
+    return load_compressor(bench.directory, bench.base, bench.adapters, ratio).fingerprint
 
 
 def _command(options: argparse.Namespace) -> str:
@@ -173,20 +181,22 @@ def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: 
             ]
             prompts.append(torch.cat(pieces))
         blocks.append(len(prompt.numbered))
+    is_soft = arm in SOFT
+    kept, refusal = bench.kept[is_soft], bench.refusals[is_soft]
     # An option that was chosen is no answer to the same prompt.
-    keys = [bench.kept.key(prompt) + "/option" * bool(case.options) for prompt, case in zip(prompts, asked, strict=True)]
-    todo = sorted((n for n, key in enumerate(keys) if bench.kept.get(key) is None), key=lambda n: len(prompts[n]))
-    with bench.adapters.using(READER):
+    keys = [kept.key(prompt) + "/option" * bool(case.options) for prompt, case in zip(prompts, asked, strict=True)]
+    todo = sorted((n for n, key in enumerate(keys) if kept.get(key) is None), key=lambda n: len(prompts[n]))
+    with bench.adapters.using(bench.adapters.reader(is_soft) if bench.readers else ""):
         for n in (n for n in todo if asked[n].options):
-            bench.kept.put(keys[n], choose(bench.base.model, bench.tokenizer, prompts[n], asked[n].options, blocks[n] > 0))
+            kept.put(keys[n], choose(bench.base.model, bench.tokenizer, prompts[n], asked[n].options, blocks[n] > 0))
         todo = [n for n in todo if not asked[n].options]
         for at in range(0, len(todo), _KEEP_EVERY * batch):
             some = todo[at : at + _KEEP_EVERY * batch]
             label = f"{arm} {ratio}x, {len(todo) - at} to go:"
             given = (bench.base, bench.base.model, bench.tokenizer, [prompts[n] for n in some])
-            for n, answer in zip(some, answers_of(*given, _MAX_TOKENS, batch, label, refusal=bench.refusal), strict=True):
-                bench.kept.put(keys[n], answer)
-    said = [bench.kept.get(key) or "" for key in keys]
+            for n, answer in zip(some, answers_of(*given, _MAX_TOKENS, batch, label, refusal=refusal), strict=True):
+                kept.put(keys[n], answer)
+    said = [kept.get(key) or "" for key in keys]
     return [
         answer if case.options else split_citation(answer, count)[1]
         for answer, count, case in zip(said, blocks, asked, strict=True)
@@ -257,7 +267,7 @@ def _language_rows(bench: Bench, asked: Sequence[Case], ratio: int, count: int) 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="memoryd eval compression", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with eval/*.jsonl.gz")
-    parser.add_argument("--compressor", type=Path, help="what train-compressor made, of any kind [that of first weights]")
+    parser.add_argument("--compressor", type=Path, help="what train-compressor made, of any kind [the one that ships]")
     parser.add_argument("--base", default=EMBEDDED_MODEL)
     parser.add_argument("--data-dir", type=Path, default=Path("~/.memoryd").expanduser(), help="converted base models")
     parser.add_argument("--ratios", type=int, nargs="+", default=list(RATIOS), help="of a pooled compressor")

@@ -192,7 +192,7 @@ def _options(options: argparse.Namespace, questions: dict[str, Questions]) -> di
         "--ask": str(options.ask),
         "--examples": str(options.examples),
         "--study": str(options.study),
-        "compressor": fingerprint_of_files(settings.compressor) if settings.compressor else "that of first weights",
+        "compressor": fingerprint_of_files(settings.compressor) if settings.compressor else "the one that ships",
         **{f"setting {name}": str(value) for name, value in settings if name.startswith(_DECIDES)},
         **{f"questions of {name}": one.fingerprint for name, one in questions.items()},
     }
@@ -226,7 +226,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="memoryd eval learning", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with eval/*.jsonl.gz")
     parser.add_argument("--work", type=Path, required=True, help="folder of the daemon's data and of what was answered")
-    parser.add_argument("--compressor", type=Path, help="what train-compressor made [that of first weights]")
+    parser.add_argument("--compressor", type=Path, help="what train-compressor made [the one that ships]")
     parser.add_argument("--memories", nargs="+", choices=list(DOCUMENTS), default=list(DOCUMENTS))
     parser.add_argument("--ask", type=int, default=40, help="questions of each memory, never trained on [40]")
     parser.add_argument("--examples", type=int, default=80, help="other questions, supplied as examples, at most [80]")

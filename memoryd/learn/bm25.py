@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-_WORD = re.compile(r"\w+")
+WORD = re.compile(r"\w+")
 _K1, _B = 1.2, 0.75  # Robertson and Zaragoza 2009, the usual constants
 
 
@@ -40,4 +40,4 @@ class Bm25:
 
 
 def words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return WORD.findall(text.lower())

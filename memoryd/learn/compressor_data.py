@@ -12,21 +12,16 @@ import random
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import FailedPrecondition
-from memoryd.learn.reader_data import Pack, ReaderData, read_rows
+from memoryd.learn.reader_data import Answered, Pack, ReaderData, read_rows
 from memoryd.learn.soft_packing import Ids, SoftPack
 from memoryd.recall.citation import cite
 from memoryd.recall.prompt import Block, SoftBlock, SoftSlot, TextBlock, assemble
 
-if TYPE_CHECKING:
-    import torch
-
 REPEAT = "\n\nThe same text again:\n"
 _CHARACTERS = 8  # at most, for each token: what is read of a document to be sure of enough tokens
-_SAMPLES, _SAMPLE_TOKENS = 1000, 512  # of the corpus, to count how rare tokens are
 _MODES = (("compressed", 0.6), ("hybrid", 0.2), ("text", 0.2))
 
 Slots = Callable[[int], int]
@@ -69,16 +64,6 @@ class Corpus:
         begin = piece.find(" ") + 1 if start else 0
         return tuple(self._tokenizer.encode(piece[begin:])[:tokens])
 
-    def rarity(self, seed: int, vocabulary: int) -> torch.Tensor:
-        """-log of each token's share of the corpus, less its mean over the vocabulary, [vocabulary]; from a sample."""
-        import torch
-
-        r = random.Random(f"{seed}/rarity")
-        ids = [token for _ in range(_SAMPLES) for token in self.sample(r, _SAMPLE_TOKENS)]
-        count_V = torch.bincount(torch.tensor(ids), minlength=vocabulary) + 1.0
-        rarity_V = -(count_V / count_V.sum()).log()
-        return rarity_V - rarity_V.mean()
-
 
 class TextData:
     """Text samples; the same ones for the same seed and step, whatever came before."""
@@ -120,6 +105,10 @@ class QuestionData:
 
     def packs(self) -> Iterator[Pack]:
         return self._data.packs()
+
+    def answered(self) -> list[Answered]:
+        """See `ReaderData.answered`."""
+        return self._data.answered()
 
     def fitted(self, pack: Pack, slots: Slots, modes: Collection[str]) -> Pack:
         """The pack with no more blocks than fit the base model's window in each of these modes.

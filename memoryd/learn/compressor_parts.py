@@ -5,7 +5,7 @@ The head is what a kind has of its own: the projector of the pooled compressor, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from memoryd.compress.base import Trainable
+    from memoryd.compress.pooled import PooledCompressor
 
 KINDS = ("pooled", "autocompressor", "icae")
 TEACHER = "teacher"
@@ -54,8 +55,8 @@ class Parts:
     ratios: tuple[int, ...]
     """All that this kind has; a stage asks for some of them."""
     save: Save
-    score: Callable[[torch.Tensor], None]
-    """Begins with these scores of tokens, [vocabulary], where the kind has any."""
+    scored: PooledCompressor | None
+    """The compressor, where it is of the kind that scores tokens."""
 
 
 def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None) -> Parts:
@@ -75,17 +76,23 @@ def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None) -> P
     if reader is not None:
         adapters.load(TEACHER, reader)
         adapters.load_state(READER, load_file(reader / "adapter_model.safetensors"))
-    head, compressor, ratios, save, score = (_pooled if recipe.kind == "pooled" else _slots)(base, adapters, recipe.kind)
+    head, compressor, ratios, save = (_pooled if recipe.kind == "pooled" else _slots)(base, adapters, recipe.kind)
     window = int(base.model.config.max_position_embeddings)
     if compressor.chunk_tokens + compressor.slots(compressor.chunk_tokens, ratios[0]) > window:
         raise FailedPrecondition(
             f"the {recipe.kind} reads {compressor.chunk_tokens} tokens at a time, the base model has {window} positions"
         )
     groups["head"] = list(head.parameters())
-    return Parts(base, adapters, head, compressor, TextTokenizer(path), groups, ratios, save, score)
+    return Parts(base, adapters, head, compressor, TextTokenizer(path), groups, ratios, save, _scored(compressor))
 
 
-_Made = tuple["torch.nn.Module", "Trainable", tuple[int, ...], Save, Callable[["torch.Tensor"], None]]
+_Made = tuple["torch.nn.Module", "Trainable", tuple[int, ...], Save]
+
+
+def _scored(compressor: Trainable) -> PooledCompressor | None:
+    from memoryd.compress.pooled import PooledCompressor
+
+    return compressor if isinstance(compressor, PooledCompressor) else None
 
 
 def _pooled(base: BaseModel, adapters: Adapters, kind: str) -> _Made:
@@ -97,10 +104,7 @@ def _pooled(base: BaseModel, adapters: Adapters, kind: str) -> _Made:
     def save(directory: Path, base_name: str) -> None:
         pooled.save(directory, base, base_name, adapters, head, {})
 
-    def score(score_V: torch.Tensor) -> None:
-        head.rarity.data.copy_(score_V)
-
-    return head, pooled.PooledCompressor(base, adapters, head, RATIOS[0], Gate()), RATIOS, save, score
+    return head, pooled.PooledCompressor(base, adapters, head, RATIOS[0], Gate()), RATIOS, save
 
 
 def _slots(base: BaseModel, adapters: Adapters, kind: str) -> _Made:
@@ -114,4 +118,4 @@ def _slots(base: BaseModel, adapters: Adapters, kind: str) -> _Made:
     def save(directory: Path, base_name: str) -> None:
         slots.save(directory, base, base_name, adapters, head, of_kind.SETTINGS, {})
 
-    return head, compressor, (compressor.ratio,), save, lambda score_V: None
+    return head, compressor, (compressor.ratio,), save

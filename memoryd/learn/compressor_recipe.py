@@ -55,6 +55,8 @@ class Recipe:
     seed: int = 1
     encoder_rank: int = 32
     reader_rank: int = 16
+    scored: int = 400
+    """Chunks with answers that the pooled compressor's scores begin from, at most."""
     micro: int = 4
     """Samples that go through the models at a time, fewer where chunks have more than 512 tokens; more take more memory and
     give the same result."""

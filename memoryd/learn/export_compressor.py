@@ -83,7 +83,9 @@ def export(
         title=f"{recipe.kind.capitalize()} compressor" if recipe.kind == "pooled" else recipe.kind.capitalize(),
         chunk_tokens=parts.compressor.chunk_tokens,
         ratios=" or ".join(map(str, parts.ratios)),
-        encoder=_encoder(recipe) if (building / ENCODER).is_dir() else "none was trained: token embeddings alone are pooled",
+        encoder=_encoder(recipe)
+        if (building / ENCODER).is_dir()
+        else "none was trained: the base model itself, without its causal mask",
         head=_HEADS[recipe.kind],
         fingerprint=parts.base.fingerprint,
         fingerprints=", ".join(f"at {ratio}x `{made}`" for ratio, made in _fingerprints(building, parts).items()),

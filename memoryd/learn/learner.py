@@ -22,7 +22,7 @@ import torch
 
 from memoryd import log
 from memoryd.compress.codec import CompressedEmbeddings
-from memoryd.engine.adapters import READER, Adapters
+from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.request import LearnEvent, Learning
 from memoryd.errors import Cancelled, InvalidArgument, ResourceExhausted, Unavailable
@@ -62,7 +62,6 @@ class Learner:
         self._learning, self._base, self._adapters = learning, base, adapters
         self._tokens, self._clock = tokens, clock
         self._name = f"learning/{call}"
-        self._reader = READER if learning.use_reader else ""
         self._table = _Table(base, learning.chunks)
         self.steps = learning.steps
         self._weights = {"adapter": checkpoint.of_adapter(adapters, self._name)}
@@ -125,7 +124,7 @@ class Learner:
         began = self._clock()
         if not self.done:
             packs, share = next(self._micros)
-            with self._adapters.using(self._reader, self._name), self._draws():
+            with self._adapters.using(self._reader(packs[0]), self._name), self._draws():
                 loss = predict(self._base.model, packs, [self._table] * len(packs)).loss() * share
                 loss.backward()
             self._loss += loss.item()
@@ -159,18 +158,23 @@ class Learner:
         self._adapters.remove(self._name)
         self._optimizer.zero_grad(set_to_none=True)
 
+    def _reader(self, pack: SoftPack) -> str:
+        """What reads such a pack, as where answers are served."""
+        return self._adapters.reader(_is_soft(pack)) if self._learning.use_reader else ""
+
     def _begin(self) -> Iterator[tuple[Sequence[SoftPack], float]]:
-        """The micro-steps of the next step: packs of like length together, each with its share of the loss."""
+        """The micro-steps of the next step: packs of one reader and like length together, each with its share of the loss."""
         settings, packs = self._learning.settings, self._learning.packs
         if self.done:
             return iter(())
         epoch, number = divmod(self._step * settings.batch, self._learning.epoch)
         order = list(range(len(packs)))
         random.Random(f"{settings.seed}/{epoch}").shuffle(order)
-        batch = sorted((packs[i] for i in order[number : number + settings.batch]), key=self._length)
+        batch = sorted((packs[i] for i in order[number : number + settings.batch]), key=self._kind)
         groups: list[list[SoftPack]] = []
         for pack in batch:
-            if groups and self._length(pack) * (len(groups[-1]) + 1) <= self._tokens:
+            fits = groups and self._length(pack) * (len(groups[-1]) + 1) <= self._tokens
+            if fits and self._reader(pack) == self._reader(groups[-1][0]):
                 groups[-1].append(pack)
             else:
                 groups.append([pack])
@@ -182,6 +186,9 @@ class Learner:
                 yield group, len(group) / len(batch)
 
         return micros()
+
+    def _kind(self, pack: SoftPack) -> tuple[str, int]:
+        return self._reader(pack), self._length(pack)
 
     def _length(self, pack: SoftPack) -> int:
         return _positions(pack, self._learning.chunks)
@@ -260,6 +267,10 @@ def _fitting(learning: Learning, longest: int) -> Learning:
     if left_out := len(learning.packs) - len(packs):
         _log.warning("packs longer than the base model's positions are left out", packs=left_out, positions=longest)
     return replace(learning, packs=packs)
+
+
+def _is_soft(pack: SoftPack) -> bool:
+    return any(isinstance(piece, int) for piece in pack.context)
 
 
 def _positions(pack: SoftPack, chunks: Sequence[CompressedEmbeddings]) -> int:

@@ -48,6 +48,15 @@ class Pack:
     questions: tuple[Asked, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A text, all the questions that it answers, and their answers as they stand in it."""
+
+    text: str
+    answers: tuple[str, ...]
+    questions: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class Article:
     """One SQuAD article in passages. ``gold[q]`` are the passages that hold question q's answer."""
@@ -125,6 +134,16 @@ class ReaderData:
             if 20 < len(r["text"].split()) < 150
         ]
         self._meetings = [_meeting(r, base, retrieval, spans) for r in read_rows(folder / "qmsum.jsonl.xz")]
+
+    def answered(self) -> list[Answered]:
+        """Each text of the articles that answers a question."""
+        found: list[Answered] = []
+        for article in self._articles:
+            for number, text in enumerate(article.passages):
+                asked = [q for q, gold in zip(article.questions, article.gold, strict=True) if number in gold]
+                answers = [answer for _, answers in asked for answer in answers if answer in text]
+                found += [Answered(text, tuple(answers), tuple(question for question, _ in asked))] if asked else []
+        return found
 
     def packs(self) -> Iterator[Pack]:
         kinds, weights = list(_MIXTURE), list(_MIXTURE.values())

@@ -33,12 +33,17 @@ from memoryd.learn.compressor_parts import TEACHER, Parts, Progress, build
 from memoryd.learn.compressor_recipe import Recipe, Stage
 from memoryd.learn.export_compressor import export
 from memoryd.learn.reader_data import Pack, ReaderData, chunks_of
-from memoryd.learn.soft_packing import Predicted, SoftPack, predict
+from memoryd.learn.scores import begin_scores
+from memoryd.learn.soft_packing import Ids, Predicted, SoftPack, predict
 
 if TYPE_CHECKING:
     import torch
 
 _BETAS = (0.9, 0.95)
+_FIXED = 2048  # chunks: at 4x and d_model 576 some 600 MB
+
+Fixed = dict[tuple[Ids, int], "torch.Tensor"]
+"""Compressed embeddings by chunk and ratio, kept while the compressor does not learn: the same chunks come again and again."""
 
 
 def train(
@@ -67,8 +72,6 @@ def train(
     """
     import torch
 
-    from memoryd.compress.pooled import vocabulary_of
-
     out.mkdir(parents=True, exist_ok=True)
     base = load_base_model(path, "bfloat16" if device.startswith("cuda") else "float32", device)
     facts = {"base_fingerprint": base.fingerprint, "corpus_sha256": sha256_of(corpus), "qa_sha256": sha256_of(qa)}
@@ -77,23 +80,26 @@ def train(
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "name": name} for name, parameters in parts.groups.items()], betas=_BETAS, weight_decay=0.0
     )
+    begins = checkpoint.last(out) is None
     progress = Progress(**checkpoint.resume(out, _weights(parts), optimizer, device))
     checkpoint.mend_metrics(out)
     found = progress.step
     say(f"continuing at step {progress.step} of {recipe.steps}" if progress.step else f"starting: {recipe.steps} steps")
     library = Corpus(corpus, parts.tokenizer)
-    if not progress.step:
-        parts.score(library.rarity(recipe.seed, vocabulary_of(base)))
     texts = TextData(library, parts.tokenizer, recipe.seed, parts.compressor.chunk_tokens)
     questions = _questions(parts, recipe, qa) if any(stage.packs for stage in recipe.stages) else None
+    if begins and parts.scored and questions:
+        begin_scores(parts.scored, parts.tokenizer, questions.answered(), recipe.scored, recipe.seed, say)
+        checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress), facts=facts)
     packs = islice(questions.packs(), progress.packs, None) if questions else iter(())
+    fixed: Fixed = {}
     took: list[float] = []  # seconds, of the steps of the present stage
     begun = saved = time.monotonic()
     end = min(recipe.steps, stop_at or recipe.steps)
     while progress.step < end and time.monotonic() - begun < minutes * 60:
         started = time.monotonic()
         stage, number = recipe.at(progress.step)
-        row = _step(parts, recipe, optimizer, progress, texts, questions, packs)
+        row = _step(parts, recipe, optimizer, progress, texts, questions, packs, fixed)
         took = [*(took if number else ()), time.monotonic() - started]
         progress.step += 1
         progress.seconds += took[-1]
@@ -134,6 +140,7 @@ def _step(
     texts: TextData,
     questions: QuestionData | None,
     packs: Iterator[Pack],
+    fixed: Fixed,
 ) -> dict[str, Any]:
     """One step of the optimizer; what it logs."""
     import torch
@@ -147,6 +154,8 @@ def _step(
         group["lr"] = rate * stage.schedule(number)
         for parameter in group["params"]:
             parameter.requires_grad_(rate > 0)
+    if stage.head_rate or stage.encoder_rate:
+        fixed.clear()
     micro = max(1, recipe.micro * Limits().chunk_tokens // parts.compressor.chunk_tokens)
     made = texts.packs(progress.step, stage.texts, stage.repeat, stage.follow)
     batches: list[tuple[str, list[SoftPack], list[SoftPack]]] = []
@@ -168,7 +177,7 @@ def _step(
     totals: dict[str, float] = {}
     samples = sum(len(batch) for _, batch, _ in batches)
     for name, batch, read in batches:
-        loss = _loss(parts, stage, name, batch, read, ratio)
+        loss = _loss(parts, stage, name, batch, read, ratio, fixed)
         share = len(batch) / samples
         (loss * share).backward()
         of_name = sum(len(other) for kind, other, _ in batches if kind == name)
@@ -181,9 +190,12 @@ def _step(
     return {"stage": stage.name, "ratio": ratio, **totals, "norm": norm}
 
 
-def _loss(parts: Parts, stage: Stage, name: str, batch: list[SoftPack], read: list[SoftPack], ratio: int) -> torch.Tensor:
+def _loss(
+    parts: Parts, stage: Stage, name: str, batch: list[SoftPack], read: list[SoftPack], ratio: int, fixed: Fixed
+) -> torch.Tensor:
     """The reader answers questions; text is repeated and continued by the base model alone, which never changes."""
-    predicted = run(parts, batch, ratio, READER if name == "answer" else "")
+    still = not stage.head_rate and not stage.encoder_rate
+    predicted = run(parts, batch, ratio, READER if name == "answer" else "", fixed if still else None)
     loss = predicted.loss()
     if read:
         import torch
@@ -194,12 +206,26 @@ def _loss(parts: Parts, stage: Stage, name: str, batch: list[SoftPack], read: li
     return loss
 
 
-def run(parts: Parts, batch: list[SoftPack], ratio: int, adapter: str) -> Predicted:
-    """Compress the packs' chunks and let the base model, with this adapter, read them."""
+def run(parts: Parts, batch: list[SoftPack], ratio: int, adapter: str, fixed: Fixed | None = None) -> Predicted:
+    """Compress the packs' chunks, but those that are `fixed`, and let the base model, with this adapter, read them."""
     chunks = [chunk for pack in batch for chunk in pack.chunks]
-    soft = iter(parts.compressor.encode(chunks, ratio) if chunks else ())
+    if fixed is None:
+        soft = iter(parts.compressor.encode(chunks, ratio) if chunks else ())
+    else:
+        soft = iter([_fixed(parts, chunk, ratio, fixed) for chunk in chunks])
     with parts.adapters.using(adapter):
         return predict(parts.base.model, batch, [list(islice(soft, len(pack.chunks))) for pack in batch])
+
+
+def _fixed(parts: Parts, chunk: Ids, ratio: int, fixed: Fixed) -> torch.Tensor:
+    import torch
+
+    if (chunk, ratio) not in fixed:
+        if len(fixed) >= _FIXED:
+            fixed.clear()
+        with torch.no_grad():
+            (fixed[chunk, ratio],) = parts.compressor.encode([chunk], ratio)
+    return fixed[chunk, ratio]
 
 
 def _parted(packs: list[SoftPack], micro: int) -> list[list[SoftPack]]:

@@ -60,10 +60,10 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     import torch
     import transformers
 
-    from memoryd.compress.load import load_compressor
+    from memoryd.compress.load import compressor_path, load_compressor
     from memoryd.engine.adapters import Adapters
     from memoryd.engine.base_model import ensure_base_model, load_base_model
-    from memoryd.engine.reader import reader_fingerprint, reader_for, refusal_of
+    from memoryd.engine.reader import readers_for
     from memoryd.engine.retrieval_encoder import load_retrieval_encoder
     from memoryd.engine.runner import Runner
     from memoryd.engine.scheduler import Limits
@@ -79,12 +79,13 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
 
     path = ensure_base_model(arguments.model, arguments.data_dir)
     base = load_base_model(path, dtype, device)
-    reader = reader_for(arguments.compressor, base.fingerprint)
-    adapters = Adapters(base, reader)
-    compressor = load_compressor(arguments.compressor, base, adapters, arguments.ratio)
+    chosen = arguments.compressor or compressor_path(base.fingerprint)
+    readers = readers_for(chosen, base.fingerprint)
+    adapters = Adapters(base, readers)
+    compressor = load_compressor(chosen, base, adapters, arguments.ratio)
     encoder = load_retrieval_encoder(arguments.data_dir, device)
-    refusal = refusal_of(reader) if reader else None
-    return Runner(base, adapters, compressor, encoder, limits, refusal=refusal), pb.DescribeResponse(
+    refusals = {soft: readers.refusal(soft) for soft in (False, True)}
+    return Runner(base, adapters, compressor, encoder, limits, refusals=refusals), pb.DescribeResponse(
         device=device,
         dtype=dtype,
         model_path=str(path),
@@ -102,7 +103,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
         encoder_dim=encoder.dim,
         compress_tokens=limits.compress,
         eos_ids=base.eos_ids,
-        reader=f"reader-{reader_fingerprint(reader)}" if reader else "",
+        reader=f"reader-{readers.fingerprint}" if readers.text else "",
     )
 
 

@@ -15,7 +15,7 @@ from memoryd.compress.card import ENOUGH, OVER_FIRST, OVER_WRONG, QUESTIONS, WID
 from memoryd.compress.pooled import PooledCompressor, Projector, save, vocabulary_of
 from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel, load_base_model
-from memoryd.engine.reader import Refusal
+from memoryd.engine.reader import Readers, Refusal
 from memoryd.engine.request import GenerateEvent
 from memoryd.engine.runner import Runner, Value
 from memoryd.engine.scheduler import Limits
@@ -43,11 +43,15 @@ def make_base(kind: str, path: Path, seed: int = 0) -> BaseModel:
 
 
 def make_runner(
-    base: BaseModel, reader: Path | None = None, limits: Limits | None = None, refusal: Refusal | None = None
+    base: BaseModel,
+    reader: Path | None = None,
+    limits: Limits | None = None,
+    refusal: Refusal | None = None,
+    soft_reader: Path | None = None,
 ) -> Runner:
-    adapters = Adapters(base, reader)
+    adapters = Adapters(base, Readers(reader, soft_reader))
     compressor = PooledCompressor.untrained(base, adapters, 4)
-    return Runner(base, adapters, compressor, Encoder(), limits or Limits(prefill=16), refusal=refusal)
+    return Runner(base, adapters, compressor, Encoder(), limits or Limits(prefill=16), refusals={False: refusal})
 
 
 def untrained(base: BaseModel, ratio: int = 4) -> PooledCompressor:
@@ -79,10 +83,10 @@ def save_compressor(directory: Path, model: Path, ratio: int = 4) -> str:
     return made
 
 
-def make_reader(kind: str, seed: int, model: Path, out: Path) -> Path:
-    """A LoRA whose update is as large as the weights, so that it shows."""
+def make_reader(kind: str, seed: int, model: Path, out: Path, weights: int = 7) -> Path:
+    """A LoRA whose update is as large as the weights, so that it shows; drawn by the seed `weights`."""
     base = make_base(kind, model, seed)
-    torch.manual_seed(7)
+    torch.manual_seed(weights)
     peft = get_peft_model(base.model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     for name, parameter in peft.named_parameters():
         if "lora_" in name:

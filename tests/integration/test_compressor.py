@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import rms_norm
 
 from memoryd.compress.card import Gate, read_card, write_card
+from memoryd.compress.load import compressor_path
 from memoryd.compress.pooled import PooledCompressor, Projector, _segments, save, vocabulary_of
+from memoryd.compress.words import ON
 from memoryd.engine.adapters import ENCODER, Adapters, LoraLinear
 from memoryd.engine.base_model import BaseModel, load_base_model
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument
@@ -135,16 +138,37 @@ def test_a_chunk_has_as_many_segments_as_groups_and_each_ends_with_one_of_the_be
         assert set(segment_BL[row, length:].tolist()) <= {L // r}
 
 
-def test_what_is_rare_has_a_slot_of_its_own_and_what_is_common_shares_one(base: BaseModel) -> None:
-    rare = [50, 51, 52, 53]
-    chunk = [5, 6, 7, *rare, 5, 6, 7, 8, 9, 6, 7, 5, 6]
-    projector = Projector.untrained(base.d_model, vocabulary_of(base)).requires_grad_(False)
-    projector.rarity[rare] = 20.0
-    (made_KD,) = PooledCompressor(base, fresh(base), projector, 4, Gate()).compress([chunk])
-    rare_KD = base.model.get_input_embeddings()(torch.tensor(rare))
-    torch.testing.assert_close(torch.cosine_similarity(made_KD[:3], rare_KD[:3]), torch.ones(3))
-    torch.testing.assert_close(torch.cosine_similarity(made_KD[3:], rare_KD[3:]), torch.ones(1))
+def test_what_scores_high_has_a_slot_of_its_own_and_the_rest_shares_one(base: BaseModel) -> None:
+    compressor, chunk = scored(base), [5, 6, 7, 50, 51, 52, 53, 8, 9, 6, 7, 5, 6, 8, 9, 10]
+    best = sorted(torch.topk(token_scores(compressor, chunk), 4).indices.tolist())
+    (made_KD,) = compressor.compress([chunk])
+    best_KD = base.model.get_input_embeddings()(torch.tensor([chunk[n] for n in best]))
+    torch.testing.assert_close(torch.cosine_similarity(made_KD[:3], best_KD[:3]), torch.ones(3), atol=1e-4, rtol=0)
     assert len(made_KD) == 4
+
+
+def test_the_tokens_of_a_word_are_chosen_together(base: BaseModel) -> None:
+    """Each of 5, 6 and 7 begins a word that 50 to 53 go on with."""
+    compressor, chunk = scored(base), [5, 50, 51, 52, 6, 53, 50, 51, 7, 52, 53, 50]
+    compressor.projector.spelling[50:54] = ON
+    word_W = token_scores(compressor, chunk).unflatten(0, (3, 4)).mean(1)
+    best = int(word_W.argmax())
+    (made_KD,) = compressor.encode([chunk], 4)
+    word_KD = base.model.get_input_embeddings()(torch.tensor(chunk[4 * best : 4 * best + 3]))
+    torch.testing.assert_close(torch.cosine_similarity(made_KD[:2], word_KD[:2]), torch.ones(2), atol=1e-4, rtol=0)
+
+
+def scored(base: BaseModel) -> PooledCompressor:
+    """Of the first weights, but for scores so far apart that a segment is its best token."""
+    projector = Projector.untrained(base.d_model, vocabulary_of(base)).requires_grad_(False)
+    torch.manual_seed(4)
+    projector.weigh.weight.normal_(std=1e3)
+    return PooledCompressor(base, fresh(base), projector, 4, Gate())
+
+
+def token_scores(compressor: PooledCompressor, chunk: list[int]) -> torch.Tensor:
+    middle_LD = compressor.middle(chunk)
+    return (rms_norm(middle_LD, (middle_LD.shape[-1],)) @ compressor.projector.weigh.weight[0]).detach()
 
 
 def test_fingerprint_is_of_weights_ratio_and_base_model(base: BaseModel) -> None:
@@ -187,6 +211,13 @@ def test_saved_and_loaded_it_is_the_same(base: BaseModel, tmp_path: Path) -> Non
     other = PooledCompressor.load(tmp_path, base, fresh(base), 4)
     assert other.fingerprint != loaded.fingerprint
     assert not other.gate_passed, "each ratio has its own gate"
+
+
+def test_the_one_that_ships_is_found_by_its_base_model(base: BaseModel, tmp_path: Path) -> None:
+    assert compressor_path(base.fingerprint, tmp_path) is None
+    write(base, tmp_path / "tiny")
+    assert compressor_path(base.fingerprint, tmp_path) == tmp_path / "tiny"
+    assert compressor_path("another", tmp_path) is None
 
 
 def test_a_verdict_is_of_the_weights_and_the_reader_that_were_measured(base: BaseModel, tmp_path: Path) -> None:

@@ -173,6 +173,24 @@ def test_the_reader_beneath_stays_as_it_is(tmp_path: Path) -> None:
         torch.testing.assert_close(state[name], folded.float())
 
 
+def test_each_context_is_learned_above_the_reader_that_will_read_it(tmp_path: Path) -> None:
+    """Compressed embeddings above one, text above another, mixed in one run."""
+    texts, softs = (make_reader("llama", 0, tmp_path / f"r{n}", tmp_path / f"reader{n}", weights=n) for n in (1, 2))
+
+    def first_loss(name: str, soft: bool | None, reader: Path, soft_reader: Path | None = None) -> float:
+        """Of all packs in one step, of those with compressed embeddings, or of those without."""
+        base = make_base("llama", tmp_path / "base")
+        all_of_it = lesson(base, tmp_path / name, epochs=1)
+        packs = [pack for pack in all_of_it.packs if soft in (None, any(isinstance(piece, int) for piece in pack.context))]
+        settings = dataclasses.replace(all_of_it.settings, batch=len(packs))
+        learning = dataclasses.replace(all_of_it, packs=packs, settings=settings, use_reader=True)
+        return trained(make_runner(base, reader, soft_reader=soft_reader), learning)[0].loss
+
+    of_softs, of_texts = first_loss("soft", True, softs), first_loss("text", False, texts)
+    assert first_loss("both", None, texts, softs) == pytest.approx((2 * of_softs + of_texts) / 3, rel=1e-4)
+    assert first_loss("one", None, texts) != pytest.approx((2 * of_softs + of_texts) / 3, rel=1e-2)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_killed_at_any_step_it_goes_on_with_the_same_curve(base: BaseModel, tmp_path: Path, dropout: float) -> None:
     whole = lesson(base, tmp_path / "whole", epochs=4, dropout=dropout)

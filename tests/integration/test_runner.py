@@ -20,7 +20,7 @@ from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel
-from memoryd.engine.reader import Refusal
+from memoryd.engine.reader import Readers, Refusal
 from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, TokenIds
 from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Decode, Limits
@@ -141,6 +141,26 @@ def test_the_reader_is_applied_where_asked_and_nowhere_else(tmp_path: Path) -> N
 
 
 @PEFT_WARNS
+def test_compressed_embeddings_are_read_by_the_reader_of_their_compressor(tmp_path: Path) -> None:
+    """Beside a prompt of text alone, in one batch: each as where there is only the reader that is its own."""
+    texts, softs = (make_reader("llama", 0, tmp_path / f"r{n}", tmp_path / f"reader{n}", weights=n) for n in (1, 2))
+
+    def said(reader: Path, soft_reader: Path | None) -> tuple[str, str]:
+        base = make_base("llama", tmp_path / "base")
+        runner, (soft, _) = make_runner(base, reader, soft_reader=soft_reader), soft_of(base, PROMPTS[1])
+        fingerprint = untrained(base).fingerprint
+        runner.generate(1, Generation([soft, TokenIds([5])], 12, use_reader=True, compressor_fingerprint=fingerprint))
+        runner.generate(2, greedy(PROMPTS[1], 12, use_reader=True))
+        values = run(runner)
+        return text(values[1]), text(values[2])
+
+    of_texts, of_softs = said(texts, None), said(softs, None)
+    assert of_texts[0] != of_softs[0]
+    assert of_texts[1] != of_softs[1]
+    assert said(texts, softs) == (of_softs[0], of_texts[1])
+
+
+@PEFT_WARNS
 def test_a_readers_bias_towards_refusing_is_for_the_first_token_of_its_answers_only(tmp_path: Path) -> None:
     reader = make_reader("llama", 0, tmp_path / "r", tmp_path / "reader")
     token = 77
@@ -170,7 +190,7 @@ def test_an_adapter_that_is_no_plain_lora_or_does_not_fit_is_refused(tmp_path: P
     (reader / "adapter_config.json").write_text(json.dumps(config))
     narrow = BaseModel(torch.nn.Linear(3, 3), base.tokenizer, "", 3, ())  # type: ignore[arg-type]
     with pytest.raises(DataLoss, match="does not fit"):
-        Adapters(narrow, reader)
+        Adapters(narrow, Readers(reader))
     (reader / "adapter_model.safetensors").write_bytes(b"broken")
     with pytest.raises(DataLoss, match="cannot be read"):
         make_runner(base, reader)

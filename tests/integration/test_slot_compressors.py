@@ -16,6 +16,7 @@ from memoryd.compress.base import Compressor, positions
 from memoryd.compress.load import load_compressor
 from memoryd.engine.adapters import ENCODER, READER, Adapters
 from memoryd.engine.base_model import BaseModel, load_base_model
+from memoryd.engine.reader import Readers
 from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Limits
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument
@@ -246,7 +247,7 @@ def test_the_authors_adapters_are_readers(tmp_path: Path) -> None:
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     peft.save_pretrained(tmp_path / "lloco")
-    adapters = Adapters(base, tmp_path / "lloco")
+    adapters = Adapters(base, Readers(tmp_path / "lloco"))
     ids = torch.tensor([[5, 9, 4, 17]])
     with adapters.using(READER):
         torch.testing.assert_close(base.model(input_ids=ids).logits, peft(input_ids=ids).logits, atol=1e-4, rtol=1e-3)

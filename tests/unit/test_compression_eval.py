@@ -14,7 +14,7 @@ import torch
 
 from memoryd.__main__ import main
 from memoryd.compress import pooled
-from memoryd.compress.card import read_card
+from memoryd.compress.card import Gate, read_card
 from memoryd.compress.load import load_compressor
 from memoryd.compress.pooled import Projector
 from memoryd.compress.slots import LearnedTokens, SlotSettings, save
@@ -22,10 +22,10 @@ from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import load_base_model
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
-from memoryd.eval.arms import AT_A_RATIO, INT8, show, slots
+from memoryd.eval.arms import AT_A_RATIO, FIXED, INT8, show, slots
 from memoryd.eval.choices import choose
 from memoryd.eval.compression_data import SETS, Case, cases
-from memoryd.eval.compression_rows import hybrid_rows, int8_rows, score
+from memoryd.eval.compression_rows import gate_rows, hybrid_rows, int8_rows, score
 from memoryd.eval.generate import answers
 from memoryd.recall.prompt import SoftBlock, TextBlock
 from tests.tiny_models import make_tiny_model
@@ -107,6 +107,7 @@ def test_arms_have_equal_slots(data: Path, path: Path, ratio: int) -> None:
             assert (soft, text) == (k, [case.passage])
     assert [block.text for block in show("raw", case, tokenizer, slots_of).blocks] == list(case.chunks)  # type: ignore[union-attr]
     assert show("none", case, tokenizer, slots_of).blocks == ()
+    assert show("whole", case, tokenizer, slots_of).blocks == (TextBlock(case.passage, case.title),)
     assert show(INT8, case, tokenizer, slots_of) == show("compressed", case, tokenizer, slots_of)
 
 
@@ -151,12 +152,21 @@ def test_int8_is_held_against_bfloat16_question_by_question() -> None:
 def test_hybrid_is_held_against_the_raw_text_and_its_tokens() -> None:
     where = Case("squad", "?", ("Lisbon",), (), "", "", (), "", (), "")
     asked = [where, where, replace(where, set="quality", options=("Porto", "Lisbon"))]
-    lost, context = hybrid_rows(8, asked, ["Lisbon", "Porto", "Porto"], ["Lisbon", "Lisbon", "Lisbon"], 100, 300)
+    whole = ["Porto", "Porto", "Lisbon"]
+    lost, gained, context = hybrid_rows(8, asked, ["Lisbon", "Porto", "Porto"], ["Lisbon"] * 3, whole, 100, 300)
     assert (lost.value, lost.n, lost.met) == (0.5, 2, False)
+    assert (gained.value, gained.n, gained.met) == (0.5, 2, None)
     assert (context.value, context.baseline, context.met) == (100, 300, True)
-    lost, context = hybrid_rows(8, asked, ["Lisbon"] * 3, ["Porto"] * 3, 101, 300)
-    assert (lost.value, lost.met) == (-1, True)
+    lost, gained, context = hybrid_rows(8, asked, ["Lisbon"] * 3, ["Porto"] * 3, ["Lisbon"] * 3, 101, 300)
+    assert (lost.value, lost.met, gained.value) == (-1, True, 0)
     assert context.met is False
+
+
+def test_what_a_verdict_rests_on_is_shown_with_its_aims() -> None:
+    figures = {"over_first_low": 0.01, "over_wrong_low": 0.05, "questions": 302}
+    over_first, over_wrong = gate_rows(8, Gate(figures))
+    assert (over_first.value, over_first.n, over_first.met) == (0.01, 302, True)
+    assert (over_wrong.value, over_wrong.met) == (0.05, False)
 
 
 def test_answers_are_those_of_the_model(path: Path) -> None:
@@ -177,11 +187,18 @@ def test_it_measures_and_writes_the_verdict(data: Path, path: Path, tmp_path: Pa
     where = ["--base", str(path), "--data", str(data), "--compressor", str(tmp_path)]
     assert main(["eval", "compression", *where, *sizes]) == 0
     said = capsys.readouterr().out
-    for name in ("none: F1", "raw: F1", *(f"{arm} at 8x: F1" for arm in AT_A_RATIO), "quality: accuracy", "tokens right"):
+    for name in (
+        *(f"{arm}: F1" for arm in FIXED),
+        *(f"{arm} at 8x: F1" for arm in AT_A_RATIO),
+        "quality: accuracy",
+        "tokens right",
+    ):
         assert name in said
     for name in (
         "hybrid at 8x: F1 lost to raw",
+        "hybrid at 8x: F1 over the passage alone",
         "hybrid at 8x: context",
+        "gate at 8x: at least over the first tokens",
         "int8 at 8x: F1 ",
         "int8 at 8x, squad: F1",
         "int8 at 8x: F1 lost to bfloat16",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from memoryd.compress.load import load_compressor
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import ENCODER, READER, Adapters
 from memoryd.engine.base_model import load_base_model
+from memoryd.engine.reader import Readers
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch
 from memoryd.learn import checkpoint
 from memoryd.learn.compressor_parts import Progress
@@ -84,7 +85,7 @@ def test_it_goes_on_where_it_stood_and_is_served(model: Path, corpus: Path, fold
     made = tmp_path / "whole" / "compressor"
     assert "16 steps" in (made / "README.md").read_text()
     base = load_base_model(model)
-    adapters = Adapters(base, made / READER)
+    adapters = Adapters(base, Readers(made / READER))
     compressor = PooledCompressor.load(made, base, adapters, 8)
     assert not compressor.gate_passed, "nobody has measured it yet"
     assert adapters.has(ENCODER)
@@ -112,7 +113,7 @@ def test_slot_compressors_are_trained_too(
 
     base = load_base_model(model)
     made = tmp_path / "whole" / "compressor"
-    adapters = Adapters(base, made / READER)
+    adapters = Adapters(base, Readers(made / READER))
     compressor = load_compressor(made, base, adapters, 4)
     assert (compressor.name, compressor.ratio, compressor.chunk_tokens) == (kind, segment // slots, segment)
     assert adapters.has(ENCODER)
@@ -157,6 +158,27 @@ def test_each_stage_learns_what_it_is_to(model: Path, corpus: Path, folder: Path
     assert changed("head")
     assert not changed("encoder")
     assert not changed("reader")
+
+
+def test_what_does_not_learn_is_not_made_twice(
+    model: Path, corpus: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While only the reader learns, a chunk's compressed embeddings stay what they are; the curve is the same."""
+    made: list[int] = []
+    encode = PooledCompressor.encode
+
+    def counted(self: PooledCompressor, chunks: Sequence[Sequence[int]], ratio: int) -> list[torch.Tensor]:
+        made.append(len(chunks))
+        return encode(self, chunks, ratio)
+
+    monkeypatch.setattr(PooledCompressor, "encode", counted)
+    recipe = replace(RECIPE, stages=(Stage("reader", 6, packs=2, divergence=0.0, ratios=(4,), reader_rate=5e-3),))
+    run(model, corpus, folder, tmp_path / "kept", recipe)
+    once, made[:] = sum(made), []
+    monkeypatch.setattr("memoryd.learn.train_compressor._FIXED", 0)
+    run(model, corpus, folder, tmp_path / "again", recipe)
+    assert once < sum(made)
+    assert [losses(row) for row in rows(tmp_path / "kept")] == [losses(row) for row in rows(tmp_path / "again")]
 
 
 def test_an_encoder_that_was_not_trained_is_not_kept(model: Path, corpus: Path, folder: Path, tmp_path: Path) -> None:
