@@ -49,6 +49,8 @@ class Progress:
         self.job = job
         self.stopped = False
         self.draining = False
+        self.given_back = False
+        """Whether the ledger may hand the job out again, to this process too, while what is left of this attempt ends."""
         self._published = published
         self._began = time.monotonic()
         self._stage_began, self._stage_first = self._began, job.done
@@ -200,7 +202,8 @@ class JobRunner:
 
     def _has(self, job: Job) -> bool:
         """Whether it runs here already: the machine stood still for longer than its lease, which the claim has renewed."""
-        return any((p.job.tenant, p.job.id) == (job.tenant, job.id) for p in self._running.values())
+        same = (p for p in self._running.values() if (p.job.tenant, p.job.id) == (job.tenant, job.id))
+        return any(not p.given_back for p in same)
 
     def _publish(self, job_id: str) -> None:
         for event in self._watchers.get(job_id, ()):
@@ -232,7 +235,7 @@ class JobRunner:
         if not _suspect(job):
             await self._try(job, progress)
         elif self._suspect.locked():  # later, since to wait here would keep a slot from others
-            await asyncio.to_thread(self._ledger.release_job, job.tenant, job.id, self._owner, POLL_SECONDS)
+            await self._release(progress, POLL_SECONDS)
         else:
             async with self._suspect:
                 await self._try(job, progress)
@@ -245,11 +248,11 @@ class JobRunner:
             if _lost(job):
                 progress.note(**{_LOST: 0})  # it got further
             await self._beat(progress)  # the stage that it goes on from
-            await asyncio.to_thread(self._ledger.release_job, job.tenant, job.id, self._owner)
+            await self._release(progress)
         except NotYet:
             waited = (core.now() - job.create_time).total_seconds()
             pause = min(MAX_BACKOFF_SECONDS, max(POLL_SECONDS, waited / 4))
-            await asyncio.to_thread(self._ledger.release_job, job.tenant, job.id, self._owner, pause)
+            await self._release(progress, pause)
         except Stopped:
             pass  # the ledger knows: whoever stopped it wrote that down first
         except Exception as error:
@@ -257,11 +260,16 @@ class JobRunner:
             if lost != _lost(job):
                 progress.note(**{_LOST: lost if lost < self._attempts else 0})  # a person who retries it begins afresh
             await self._beat(progress)  # the next attempt begins at the stage that this one reached
+            progress.given_back = True
             await self._failed(job, error, lost)
         else:
             await self._beat(progress)  # where it ended: a short job has had no heartbeat to say so
             await asyncio.to_thread(self._ledger.finish_job, job.tenant, job.id, self._owner, dict(receipt))
             self._log.info("job done", job=job.id, kind=str(job.kind), tenant=job.tenant, s=round(time.monotonic() - began, 3))
+
+    async def _release(self, progress: Progress, pause: float = 0.0) -> None:
+        progress.given_back = True
+        await asyncio.to_thread(self._ledger.release_job, progress.job.tenant, progress.job.id, self._owner, pause)
 
     def _count_lost(self, job: Job, error: Exception) -> int:
         """How many workers in a row were lost over this job. One that another suspect had in hand too is that one's; one that
