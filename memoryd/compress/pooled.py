@@ -126,6 +126,10 @@ class PooledCompressor:
             encoder = adapters.state(ENCODER) if adapters.has(ENCODER) else {}
         self.fingerprint = fingerprint_of([KIND, ratio, base.fingerprint], {**_weights(projector), **encoder})
         self._table_rms = float(table_VD.float().pow(2).mean().sqrt())
+        layers: nn.ModuleList = next(
+            m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers
+        )
+        self._middle = layers[(len(layers) + 1) * 3 // 5 - 1]  # what leaves it is three fifths up
         self._max_positions = int(model.config.max_position_embeddings)
 
     @classmethod
@@ -217,11 +221,14 @@ class PooledCompressor:
         # A mask of four dimensions is used as it is, instead of a causal one: every position sees the real ones.
         mask_B1LL = real_BL[:, None, None, :].expand(B, 1, L, L)
         with self._adapters.using(ENCODER):
-            encoded = self._transformer(
-                inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False, output_hidden_states=True
-            )
-        layers = encoded.hidden_states
-        return layers[len(layers) * 3 // 5].float(), encoded.last_hidden_state.float()
+            # To ask for all hidden states would keep those of every layer: measured, 0.72 of a plain pass's rate for 0.87.
+            middle: list[Tensor] = []
+            hook = self._middle.register_forward_hook(lambda _, __, output: middle.append(_first(output)))
+            try:
+                encoded = self._transformer(inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False)
+            finally:
+                hook.remove()
+        return middle[0].float(), encoded.last_hidden_state.float()
 
 
 def save(
@@ -233,6 +240,11 @@ def save(
     save_file(_weights(projector), directory / _WEIGHTS)
     if adapters.has(ENCODER) and projector.sees and _trained(adapters.state(ENCODER)):
         adapters.save(ENCODER, directory / ENCODER, base_name)
+
+
+def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """A layer's hidden states: some models' layers give them out with more."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _trained(adapter: Mapping[str, Tensor]) -> bool:
