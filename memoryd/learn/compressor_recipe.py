@@ -119,7 +119,7 @@ RECIPES: Mapping[str, Recipe] = {
         micro=32,
     ),
     # Straight to the questions at one ratio: 50 to 100 source tokens a second are too few for anything else. First the reader
-    # alone: what the untrained compressor keeps can be read without an encoder's pass, so a step costs a fraction.
+    # alone: the compressor stays as its scores began, so each chunk is compressed once and kept, and a step costs a fraction.
     "cpu": Recipe(
         stages=(
             Stage("reader", 600, packs=2, divergence=0.0, ratios=(4,), reader_rate=5e-4),
