@@ -60,6 +60,15 @@ class Adapters:
         """Whether there is an adapter of that name."""
         return name in self._layers
 
+    def trained(self, name: str) -> bool:
+        """Whether it changes anything: as one begins, its second matrices are zero. There need be none."""
+        return self.has(name) and any(bool(lora.b_OR.any()) for lora in self._loras(name).values())
+
+    def idle(self, name: str) -> bool:
+        """Whether nothing is lost by computing without it: it changes nothing, and does not learn now. There need be none."""
+        learns = torch.is_grad_enabled() and self.has(name)
+        return not self.trained(name) and not (learns and any(x.b_OR.requires_grad for x in self._loras(name).values()))
+
     def reader(self, soft: bool) -> str:
         """The name of the reader of prompts with compressed embeddings (`soft`), or without. FailedPrecondition where there is
         none."""

@@ -8,7 +8,8 @@ from dataclasses import replace
 from memoryd.compress.card import OVER_FIRST, OVER_WRONG, QUESTIONS, WIDE, Gate
 from memoryd.eval.compression_data import Case
 from memoryd.eval.figures import Row
-from memoryd.eval.metrics import bootstrap, exact, f1, mean, wilson
+from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, wilson
+from memoryd.recall.prompt import REFUSAL
 
 _KEEP_INT8 = 0.98  # of the F1 that the same embeddings give as bfloat16
 _BEHIND = 0.03  # points of F1 that HYBRID may be behind the raw text, with
@@ -27,13 +28,15 @@ def arm_rows(
     against: tuple[str, Sequence[str]] | None = None,
     keep: float | None = None,
 ) -> list[Row]:
-    """F1 over all questions that are no multiple choice, EM, and the score of each set."""
+    """F1 over all questions that are no multiple choice, EM, how many were refused, and the score of each set."""
     rows: list[Row] = []
     free = [n for n, case in enumerate(asked) if not case.options]
     rows.append(_f1_row(f"{arm}: F1", free, asked, said, against))
     hits = [exact(said[n], asked[n].golds) for n in free]
     low, high = wilson(int(sum(hits)), len(hits))
     rows.append(Row(f"{arm}: EM", mean(hits), "EM", low, high, n=len(hits)))
+    refused = [float(is_refusal(said[n], REFUSAL)) for n in free]
+    rows.append(Row(f"{arm}: refused", mean(refused), "share", *wilson(int(sum(refused)), len(free)), n=len(free)))
     for name in dict.fromkeys(case.set for case in asked):
         some = [n for n, case in enumerate(asked) if case.set == name]
         unit = "accuracy" if asked[some[0]].options else "F1"

@@ -22,7 +22,7 @@ from memoryd.recall.prompt import Block, SoftBlock, SoftSlot, TextBlock, assembl
 
 REPEAT = "\n\nThe same text again:\n"
 _CHARACTERS = 8  # at most, for each token: what is read of a document to be sure of enough tokens
-_MODES = (("compressed", 0.6), ("hybrid", 0.2), ("text", 0.2))
+_MODES = {"compressed": 0.6, "hybrid": 0.2, "text": 0.2}
 
 Slots = Callable[[int], int]
 """How many compressed embeddings a chunk of so many tokens becomes."""
@@ -95,13 +95,17 @@ class TextData:
 class QuestionData:
     """Question packs without end, the same ones for the same seed."""
 
-    def __init__(self, data: ReaderData, tokenizer: TextTokenizer, eos_id: int, seed: int, window: int) -> None:
-        """``window`` is how many positions the base model has."""
+    def __init__(
+        self, data: ReaderData, tokenizer: TextTokenizer, eos_id: int, seed: int, window: int, text: bool = True
+    ) -> None:
+        """``window`` is how many positions the base model has. Without ``text`` no pack is shown as text alone: for a base
+        model that has a reader of its own for that."""
         self._data = data
         self._tokenizer = tokenizer
         self._eos = eos_id
         self._seed = seed
         self._window = window
+        self._modes = {name: share for name, share in _MODES.items() if text or name != "text"}
 
     def packs(self) -> Iterator[Pack]:
         return self._data.packs()
@@ -166,7 +170,7 @@ class QuestionData:
     def mode(self, step: int, index: int) -> str:
         """How the ``index``-th pack of a step is shown."""
         r = random.Random(f"{self._seed}/{step}/{index}")
-        return r.choices([name for name, _ in _MODES], [share for _, share in _MODES])[0]
+        return r.choices(list(self._modes), list(self._modes.values()))[0]
 
 
 def _shown(pack: Pack, slots: list[int], mode: str) -> tuple[list[Block], list[int]]:

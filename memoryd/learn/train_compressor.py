@@ -240,7 +240,8 @@ def _questions(parts: Parts, recipe: Recipe, qa: Path) -> QuestionData:
     spans = partial(chunks_of, tokens=parts.compressor.chunk_tokens)
     data = ReaderData(qa, parts.tokenizer, RetrievalTokenizer(), recipe.seed, spans)
     window = int(parts.base.model.config.max_position_embeddings)
-    return QuestionData(data, parts.tokenizer, parts.base.eos_ids[0], recipe.seed, window)
+    text = not parts.adapters.has(TEACHER)  # which reads text when this reader is served (`engine/reader.py`)
+    return QuestionData(data, parts.tokenizer, parts.base.eos_ids[0], recipe.seed, window, text)
 
 
 def _weights(parts: Parts) -> dict[str, checkpoint.Weights]:

@@ -25,9 +25,9 @@ from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.eval.arms import AT_A_RATIO, FIXED, INT8, show, slots
 from memoryd.eval.choices import choose
 from memoryd.eval.compression_data import SETS, Case, cases
-from memoryd.eval.compression_rows import gate_rows, hybrid_rows, int8_rows, score
+from memoryd.eval.compression_rows import arm_rows, gate_rows, hybrid_rows, int8_rows, score
 from memoryd.eval.generate import answers
-from memoryd.recall.prompt import SoftBlock, TextBlock
+from memoryd.recall.prompt import REFUSAL, SoftBlock, TextBlock
 from tests.tiny_models import make_tiny_model
 
 STORY = " ".join(
@@ -129,6 +129,16 @@ def test_a_choice_is_the_likeliest_option(path: Path) -> None:
         assert choose(base.model, tokenizer, prompt_TD, options[::-1], cites) == wanted
     case = Case("quality", "?", ("in Lisbon",), options, "", "", (), "", (), "")
     assert [score(case, said) for said in options] == [1, 0, 0]
+
+
+def test_refusals_are_counted_where_no_option_is_chosen() -> None:
+    where = Case("squad", "?", ("Lisbon",), (), "", "", (), "", (), "")
+    asked = [where, where, where, where, replace(where, set="quality", options=("Porto", "Lisbon"))]
+    rows = {row.name: row for row in arm_rows("wrong at 4x", asked, ["Lisbon", REFUSAL, "I don't know", "Porto", "Lisbon"])}
+    refused = rows["wrong at 4x: refused"]
+    assert (refused.value, refused.n, refused.unit) == (0.25, 4, "share")
+    assert refused.low is not None
+    assert refused.low > 0
 
 
 def test_int8_is_held_against_bfloat16_question_by_question() -> None:

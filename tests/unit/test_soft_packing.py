@@ -137,6 +137,13 @@ def test_questions_are_asked_as_memoryd_asks_them(path: Path, folder: Path) -> N
     assert {data.mode(step, 0) for step in range(40)} == {"compressed", "hybrid", "text"}
 
 
+def test_text_alone_is_not_for_a_reader_beside_one_of_text(path: Path, folder: Path) -> None:
+    tokenizer, retrieval = TextTokenizer(path), RetrievalTokenizer()
+    rows = ReaderData(folder, tokenizer, retrieval, 1, chunks_of)
+    data = QuestionData(rows, tokenizer, 2, seed=1, window=4096, text=False)
+    assert {data.mode(step, 0) for step in range(40)} == {"compressed", "hybrid"}
+
+
 def test_blocks_are_chunks(folder: Path) -> None:
     counter = RetrievalTokenizer()
     passages = ReaderData(folder, counter, counter, 1)._articles[0].passages
