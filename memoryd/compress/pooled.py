@@ -21,6 +21,7 @@ learned, since pooling shrinks vectors and the frozen decoder has only ever seen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,9 +179,13 @@ class PooledCompressor:
 
     def encode(self, chunks: Sequence[Sequence[int]], ratio: int) -> list[Tensor]:
         """`compress` at any ratio, with gradients: what training runs."""
+        return self.encode_at(chunks, [ratio])[ratio]
+
+    def encode_at(self, chunks: Sequence[Sequence[int]], ratios: Sequence[int]) -> dict[int, list[Tensor]]:
+        """`encode` at each of these ratios, from one pass of the encoder."""
         check_chunks(chunks, self._max_positions, self._embed.weight.shape[0])
         lengths = [len(chunk) for chunk in chunks]
-        B, r = len(chunks), ratio
+        B, r = len(chunks), math.lcm(*ratios)
         L = -(-max(lengths) // r) * r  # whole groups
         ids_BL = torch.zeros(B, L, dtype=torch.long)
         for row, chunk in enumerate(chunks):
@@ -192,14 +197,23 @@ class PooledCompressor:
         embed_BLD = self._embed(ids_BL)
         middle_BLD, h_BLD = self._hidden(embed_BLD, real_BL)
         score_BL = self.projector.scores(ids_BL, real_BL, middle_BLD)
-        segment_BL = _segments(score_BL.detach(), torch.tensor(lengths, device=device), r)
-        weight_BL = _softmax(score_BL, segment_BL, L // r).masked_fill(~real_BL, 0.0)
-        e_BGD = _mean(embed_BLD.float(), weight_BL, segment_BL, L // r)
-        correction_BGD = self.projector(_mean(h_BLD, real_BL.float(), segment_BL, L // r))
+        length_B = torch.tensor(lengths, device=device)
+        soft = {ratio: self._pooled(embed_BLD, h_BLD, score_BL, real_BL, length_B, ratio) for ratio in ratios}
+        return {
+            ratio: [soft_GD[: -(-length // ratio)] for soft_GD, length in zip(soft_BGD, lengths, strict=True)]
+            for ratio, soft_BGD in soft.items()
+        }
+
+    def _pooled(self, embed_BLD: Tensor, h_BLD: Tensor, score_BL: Tensor, real_BL: Tensor, length_B: Tensor, r: int) -> Tensor:
+        """Compressed embeddings, [B, L / r, D]; those beyond a row's own are of nothing."""
+        G = score_BL.shape[1] // r
+        segment_BL = _segments(score_BL.detach(), length_B, r)
+        weight_BL = _softmax(score_BL, segment_BL, G).masked_fill(~real_BL, 0.0)
+        e_BGD = _mean(embed_BLD.float(), weight_BL, segment_BL, G)
+        correction_BGD = self.projector(_mean(h_BLD, real_BL.float(), segment_BL, G))
         width = (embed_BLD.shape[-1],)
         soft_BGD = rms_norm(rms_norm(e_BGD, width) + correction_BGD, width)
-        soft_BGD = (self.projector.scale * self._table_rms * soft_BGD).to(embed_BLD.dtype)
-        return [soft_GD[: -(-length // r)] for soft_GD, length in zip(soft_BGD, lengths, strict=True)]
+        return (self.projector.scale * self._table_rms * soft_BGD).to(embed_BLD.dtype)
 
     @torch.inference_mode()
     def middle(self, chunk: Sequence[int]) -> Tensor:

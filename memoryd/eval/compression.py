@@ -22,6 +22,7 @@ from memoryd.compress import codec
 from memoryd.compress.base import Trainable
 from memoryd.compress.card import RATIOS, Gate, read_card, write_card
 from memoryd.compress.load import compressor_path, is_own, load_compressor
+from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model, load_base_model
 from memoryd.engine.reader import Readers, Refusal, readers_for
@@ -62,6 +63,7 @@ class Bench:
     refusals: Mapping[bool, Refusal | None]
     """Those of prompts with compressed embeddings, and without; as what is kept."""
     kept: Mapping[bool, KeptAnswers]
+    ratios: Sequence[int]
     made: dict[tuple[str, int], codec.CompressedEmbeddings] = field(default_factory=dict)
 
     def compressed(self, chunk: str, ratio: int, storage: codec.Storage) -> Any:
@@ -73,13 +75,17 @@ class Bench:
         return torch.from_numpy(read.to_float32()).to(table_VD.device, table_VD.dtype)
 
     def stored(self, chunk: str, ratio: int, storage: codec.Storage) -> bytes:
-        """What the daemon would store of a chunk. Arms and questions share chunks: each is compressed once at a ratio."""
+        """What the daemon would store of a chunk. Arms, questions and ratios share a chunk's pass of the encoder."""
         import torch
 
         if (chunk, ratio) not in self.made:
+            ids = [self.tokenizer.encode(chunk)]
             with torch.inference_mode():
-                (soft_KD,) = self.compressor.encode([self.tokenizer.encode(chunk)], ratio)
-            self.made[chunk, ratio] = to_bytes(soft_KD)
+                if isinstance(self.compressor, PooledCompressor):
+                    soft = self.compressor.encode_at(ids, self.ratios)
+                else:
+                    soft = {ratio: self.compressor.encode(ids, ratio)}
+            self.made.update({(chunk, at): to_bytes(soft_KD) for at, (soft_KD,) in soft.items()})
         sha256 = hashlib.sha256(chunk.encode()).hexdigest()
         fingerprint = self.compressor.fingerprint
         return codec.encode(self.made[chunk, ratio], fingerprint=fingerprint, chunk_sha256=sha256, storage=storage)
@@ -102,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked += cases(options.data, name, tokenizer, RetrievalTokenizer(), options.limit, options.chunks, chunk_tokens)
     rows: list[Row] = []
     gates: dict[int, Gate] = {}
-    ratios = options.ratios if bench.compressor.name == "pooled" else [bench.compressor.ratio]
+    ratios = bench.ratios
     fixed = {arm: _answered(bench, asked, arm, ratios[0], options.batch) for arm in FIXED}
     for arm, said in fixed.items():
         rows += arm_rows(arm, asked, said)
@@ -149,7 +155,8 @@ def _load(options: argparse.Namespace) -> Bench:
         soft: KeptAnswers(options.keep, base.fingerprint, one.fingerprint, refusals[soft], _MAX_TOKENS)
         for soft, one in by_reader.items()
     }
-    return Bench(base, adapters, compressor, directory, TextTokenizer(path), readers.fingerprint, refusals, kept)
+    ratios = options.ratios if compressor.name == "pooled" else [compressor.ratio]
+    return Bench(base, adapters, compressor, directory, TextTokenizer(path), readers.fingerprint, refusals, kept, ratios)
 
 
 def _fingerprint(bench: Bench, ratio: int) -> str:

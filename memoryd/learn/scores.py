@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ASKED = 0.5  # what a question's word is worth, where an answer's is worth 1
 _COMMON = 0.1  # of the texts: a word in more of them tells nothing about a question's place
 _DECAY = 1e-2  # of the weights' squares; from 1e-4 on it matters little to how many answers of other articles are kept
-_SHARPNESS = 3.0  # a word that is chosen begins as nearly all of its slot: the softmax of plain log-odds is too even for that
+_SHARPNESS = 6.0  # a word that is chosen begins as nearly all of its slot: the softmax of plain log-odds is too even for that
 _SAY_EVERY = 50  # chunks
 
 

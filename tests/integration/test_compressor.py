@@ -82,6 +82,18 @@ def test_a_batch_gives_what_each_chunk_alone_gives(base: BaseModel) -> None:
         torch.testing.assert_close(together, compressor.compress([chunk])[0], atol=1e-5, rtol=1e-4)
 
 
+def test_one_pass_serves_every_ratio(base: BaseModel) -> None:
+    compressor, passes = trained(base), list[None]()
+    alone = {ratio: compressor.encode(CHUNKS, ratio) for ratio in (4, 8, 16, 32)}
+    hook = base.model.base_model.register_forward_hook(lambda *_: passes.append(None))
+    together = compressor.encode_at(CHUNKS, [4, 8, 16, 32])
+    hook.remove()
+    assert len(passes) == 1
+    for ratio, made in alone.items():
+        for one_KD, other_KD in zip(made, together[ratio], strict=True):
+            torch.testing.assert_close(one_KD, other_KD, atol=1e-5, rtol=1e-4)
+
+
 def test_every_token_sees_the_whole_chunk(base: BaseModel) -> None:
     """Non-causal: changing the last token changes the first vector, which a causal pass could not."""
     compressor = trained(base)
