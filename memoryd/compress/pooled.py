@@ -42,7 +42,7 @@ from memoryd.engine.base_model import BaseModel
 from memoryd.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 KIND = "pooled"
-_WEIGHTS = "projector.safetensors"
+WEIGHTS = "projector.safetensors"
 _SEED = 20240411  # of the first weights; any number, fixed so that everybody's untrained compressor has one fingerprint
 
 
@@ -153,9 +153,9 @@ class PooledCompressor:
         card.check_base(directory, base.fingerprint)
         projector = Projector(base.d_model, vocabulary_of(base))
         try:
-            projector.load_state_dict(load_file(directory / _WEIGHTS))
+            projector.load_state_dict(load_file(directory / WEIGHTS))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise DataLoss(f"compressor in {directory} has no readable {_WEIGHTS}: {error}") from error
+            raise DataLoss(f"compressor in {directory} has no readable {WEIGHTS}: {error}") from error
         encoder: Mapping[str, Tensor] = {}
         if (directory / ENCODER).is_dir():
             adapters.load(ENCODER, directory / ENCODER)
@@ -251,7 +251,7 @@ def save(
     """Write the directory that `PooledCompressor.load` reads: the projector in float32, and an encoder in float16 where one was
     trained and is seen."""
     write_card(directory, Card(KIND, base.fingerprint, gates))
-    save_file(_weights(projector), directory / _WEIGHTS)
+    save_file(_weights(projector), directory / WEIGHTS)
     if adapters.has(ENCODER) and projector.sees and adapters.trained(ENCODER):
         adapters.save(ENCODER, directory / ENCODER, base_name)
 

@@ -23,7 +23,7 @@ from memoryd.engine.adapters import ENCODER, Adapters, stored
 from memoryd.engine.base_model import BaseModel
 from memoryd.errors import DataLoss, InvalidArgument
 
-_WEIGHTS = "slots.safetensors"
+WEIGHTS = "slots.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def save(
     """Write the directory that `load` reads: learned tokens in float32, encoder in float16."""
     about = {key: value for key, value in asdict(settings).items() if key != "kind"}
     write_card(directory, Card(settings.kind, base.fingerprint, gates, about))
-    save_file({"slots": tokens.slots.detach().cpu().contiguous()}, directory / _WEIGHTS)
+    save_file({"slots": tokens.slots.detach().cpu().contiguous()}, directory / WEIGHTS)
     if adapters.has(ENCODER):
         adapters.save(ENCODER, directory / ENCODER, base_name)
 
@@ -170,10 +170,10 @@ def load(directory: Path, card: Card, base: BaseModel, adapters: Adapters) -> Sl
     """
     card.check_base(directory, base.fingerprint)
     try:
-        slots_SD = load_file(directory / _WEIGHTS)["slots"]
+        slots_SD = load_file(directory / WEIGHTS)["slots"]
         settings = SlotSettings(card.kind, int(card.settings["segment"]), bool(card.settings["accumulate"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataLoss(f"compressor in {directory} has no readable {_WEIGHTS} or settings: {error}") from error
+        raise DataLoss(f"compressor in {directory} has no readable {WEIGHTS} or settings: {error}") from error
     if slots_SD.ndim != 2 or slots_SD.shape[1] != base.d_model or not 0 < slots_SD.shape[0] <= settings.segment:
         raise DataLoss(f"compressor in {directory} has slots of shape {tuple(slots_SD.shape)}")
     encoder: Mapping[str, Tensor] = {}

@@ -35,7 +35,8 @@ ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_CONFIG = "adapter_config.json"
 _LARGEST = 1e3  # of a weight: trained ones are below 10
 _UNSERVED = ("modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_bias")
 
@@ -216,7 +217,7 @@ class Adapters:
         weights = {key: value.to(dtype) for key, value in self.state(name).items()}
         return {
             _CONFIG: (json.dumps(config, indent=1, sort_keys=True) + "\n").encode(),
-            _WEIGHTS: to_safetensors(weights, metadata={"format": "pt"}),
+            ADAPTER_WEIGHTS: to_safetensors(weights, metadata={"format": "pt"}),
         }
 
     def _loras(self, name: str) -> dict[str, Lora]:
@@ -253,7 +254,7 @@ def folded(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 def _read(directory: Path) -> tuple[bytes, bytes]:
     """Its configuration and its weights."""
     try:
-        return (directory / _CONFIG).read_bytes(), (directory / _WEIGHTS).read_bytes()
+        return (directory / _CONFIG).read_bytes(), (directory / ADAPTER_WEIGHTS).read_bytes()
     except OSError as error:
         raise DataLoss(f"adapter in {directory} cannot be read: {error}") from error
 

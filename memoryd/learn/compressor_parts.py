@@ -5,15 +5,17 @@ The head is what a kind has of its own: the projector of the pooled compressor, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from memoryd.engine.adapters import ENCODER, READER, Adapters
+from memoryd.compress.card import read_card
+from memoryd.engine.adapters import ADAPTER_WEIGHTS, ENCODER, READER, Adapters
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.tokenizer import TextTokenizer
-from memoryd.errors import FailedPrecondition
+from memoryd.errors import DataLoss, FailedPrecondition
 from memoryd.learn.compressor_recipe import Recipe
 
 if TYPE_CHECKING:
@@ -59,10 +61,12 @@ class Parts:
     """The compressor, where it is of the kind that scores tokens."""
 
 
-def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None) -> Parts:
-    """First weights; the reader starts from `reader` where there is one, and its teacher is that one, unchanging.
+def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None, start: Path | None = None) -> Parts:
+    """First weights, or those of the compressor in `start` and its reader. Else the reader starts from `reader` where there is
+    one; its teacher is that one, unchanging.
 
-    FailedPrecondition where the base model's window is too short for this kind's chunks.
+    FailedPrecondition where the base model's window is too short for this kind's chunks, or where `start` is no beginning for
+    this recipe; DataLoss where it cannot be read, FingerprintMismatch where it is of another base model.
     """
     import torch
     from safetensors.torch import load_file
@@ -75,7 +79,7 @@ def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None) -> P
     }
     if reader is not None:
         adapters.load(TEACHER, reader)
-        adapters.load_state(READER, load_file(reader / "adapter_model.safetensors"))
+        adapters.load_state(READER, load_file(reader / ADAPTER_WEIGHTS))
     head, compressor, ratios, save = (_pooled if recipe.kind == "pooled" else _slots)(base, adapters, recipe.kind)
     window = int(base.model.config.max_position_embeddings)
     if compressor.chunk_tokens + compressor.slots(compressor.chunk_tokens, ratios[0]) > window:
@@ -83,7 +87,42 @@ def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None) -> P
             f"the {recipe.kind} reads {compressor.chunk_tokens} tokens at a time, the base model has {window} positions"
         )
     groups["head"] = list(head.parameters())
+    if start is not None:
+        _begin_from(start, base, recipe.kind, head, adapters)
     return Parts(base, adapters, head, compressor, TextTokenizer(path), groups, ratios, save, _scored(compressor))
+
+
+def weights_sha256(compressor: Path) -> str:
+    """Of all weights in its directory, by their files' names; the same wherever it stands."""
+    digest = hashlib.sha256()
+    for path in sorted(compressor.rglob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(f"{path.relative_to(compressor)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _begin_from(start: Path, base: BaseModel, kind: str, head: torch.nn.Module, adapters: Adapters) -> None:
+    """What it has in place of first weights; of what it has not, an encoder or a reader, those stay."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from memoryd.compress import pooled, slots
+
+    card = read_card(start)
+    card.check_base(start, base.fingerprint)
+    if card.kind != kind:
+        raise FailedPrecondition(f"the compressor in {start} is of kind {card.kind!r}, not {kind!r}")
+    try:
+        weights = load_file(start / (pooled.WEIGHTS if kind == pooled.KIND else slots.WEIGHTS))
+        adapter = {name: load_file(start / name / ADAPTER_WEIGHTS) for name in (ENCODER, READER) if (start / name).is_dir()}
+    except (OSError, SafetensorError) as error:
+        raise DataLoss(f"the compressor in {start} cannot be read: {error}") from error
+    try:
+        head.load_state_dict(weights)
+        for name, state in adapter.items():
+            adapters.load_state(name, state)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise FailedPrecondition(f"the compressor in {start} has other shapes than the recipe: {error}") from error
 
 
 _Made = tuple["torch.nn.Module", "Trainable", tuple[int, ...], Save]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from memoryd.compress.card import read_card
@@ -16,7 +16,7 @@ from memoryd.compress.load import load_compressor
 from memoryd.engine.adapters import ENCODER, READER
 from memoryd.errors import DataLoss
 from memoryd.learn import checkpoint
-from memoryd.learn.compressor_parts import Parts, Progress
+from memoryd.learn.compressor_parts import TEACHER, Parts, Progress
 from memoryd.learn.compressor_recipe import Recipe
 
 _CARD = """---
@@ -32,8 +32,9 @@ It fits the base model of fingerprint `{fingerprint}` and no other.
 |---|---|
 | encoder | {encoder} |
 | head | {head} |
-| reader | LoRA r={reader_rank}, in `reader/` (PEFT): answers from compressed embeddings and from text |
+| reader | LoRA r={reader_rank}, in `reader/` (PEFT): answers from {reads} |
 | fingerprint | {fingerprints} |
+| begun from | {begun} |
 | seen | {source_tokens:,} source tokens in {step:,} of {steps:,} steps, seed {seed} |
 | took | {hours:.2f} hours on {hardware} |
 | texts | {corpus} |
@@ -57,18 +58,27 @@ _HEADS = {
 }
 
 
-def export(
-    parts: Parts, recipe: Recipe, progress: Progress, out: Path, model: str, corpus: str, qa: str, hardware: str
-) -> Path:
-    """Write `out`/compressor; returns it. `corpus` and `qa` say in words what was trained on.
+@dataclass(frozen=True, slots=True)
+class About:
+    """What its card says in words: the base model's name, what was trained on and from what weights, and where."""
+
+    model: str
+    corpus: str
+    qa: str
+    begun: str
+    hardware: str
+
+
+def export(parts: Parts, recipe: Recipe, progress: Progress, out: Path, about: About) -> Path:
+    """Write `out`/compressor; returns it.
 
     Where one of the same weights is there it is left alone: its gate may have been measured since. `parts` cannot be trained
     further: their encoder is afterwards the one that was written, rounded.
     """
     target, building, old = (out / f"compressor{end}" for end in ("", ".new", ".old"))
     shutil.rmtree(building, ignore_errors=True)
-    parts.save(building, model)
-    parts.adapters.save(READER, building / READER, model)
+    parts.save(building, about.model)
+    parts.adapters.save(READER, building / READER, about.model)
     if _alike(target, building):
         shutil.rmtree(building)
         return target
@@ -79,7 +89,7 @@ def export(
         for s in recipe.stages
     )
     card = _CARD.format(
-        model=model,
+        model=about.model,
         title=f"{recipe.kind.capitalize()} compressor" if recipe.kind == "pooled" else recipe.kind.capitalize(),
         chunk_tokens=parts.compressor.chunk_tokens,
         ratios=" or ".join(map(str, parts.ratios)),
@@ -92,9 +102,13 @@ def export(
         stages=stages,
         steps=recipe.steps,
         hours=progress.seconds / 3600,
-        hardware=hardware,
-        corpus=corpus,
-        qa=qa,
+        hardware=about.hardware,
+        qa=about.qa,
+        begun=about.begun,
+        corpus=about.corpus if any(stage.texts for stage in recipe.stages) else "none",
+        reads="compressed embeddings; another reader reads text"
+        if parts.adapters.has(TEACHER)
+        else "compressed embeddings and from text",
         **{key: value for key, value in asdict(recipe).items() if key in ("reader_rank", "seed")},
         **{key: value for key, value in asdict(progress).items() if key in ("source_tokens", "step")},
     )

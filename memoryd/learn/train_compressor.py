@@ -29,9 +29,9 @@ from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.errors import FailedPrecondition
 from memoryd.learn import checkpoint
 from memoryd.learn.compressor_data import Corpus, QuestionData, TextData, sha256_of
-from memoryd.learn.compressor_parts import TEACHER, Parts, Progress, build
+from memoryd.learn.compressor_parts import TEACHER, Parts, Progress, build, weights_sha256
 from memoryd.learn.compressor_recipe import Recipe, Stage
-from memoryd.learn.export_compressor import export
+from memoryd.learn.export_compressor import About, export
 from memoryd.learn.reader_data import Pack, ReaderData, chunks_of
 from memoryd.learn.scores import begin_scores
 from memoryd.learn.soft_packing import Ids, Predicted, SoftPack, predict
@@ -58,12 +58,14 @@ def train(
     stop_at: int | None = None,
     model: str = "the base model",
     hardware: str = "a CPU",
+    start: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Progress:
     """Train until the recipe's end, or until `minutes` are over or step `stop_at` is reached, to go on later.
 
     `path` is the base model's directory; `corpus` holds texts, `qa` questions (see `reader_data`); checkpoints, metrics and
-    curves go to `out`, and what was trained so far to `out`/compressor. `model` and `hardware` are for its card.
+    curves go to `out`, and what was trained so far to `out`/compressor. `model` and `hardware` are for its card. A run begins
+    from the compressor in `start`, an earlier run's or the one that ships; without, from first weights.
 
     A run that is found in `out` goes on where base model, data and recipe are those that it was begun with; where they are
     not, FailedPrecondition names what differs. What may differ is what changes no result (device, threads, `micro`, where the
@@ -75,8 +77,9 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     base = load_base_model(path, "bfloat16" if device.startswith("cuda") else "float32", device)
     facts = {"base_fingerprint": base.fingerprint, "corpus_sha256": sha256_of(corpus), "qa_sha256": sha256_of(qa)}
+    facts["start"] = f"weights of SHA-256 {weights_sha256(start)}" if start else "first weights"
     _check_same_run(out, recipe, facts)
-    parts = build(base, path, recipe, reader_path(base.fingerprint))
+    parts = build(base, path, recipe, reader_path(base.fingerprint), start)
     optimizer = torch.optim.AdamW(
         [{"params": parameters, "name": name} for name, parameters in parts.groups.items()], betas=_BETAS, weight_decay=0.0
     )
@@ -88,7 +91,7 @@ def train(
     library = Corpus(corpus, parts.tokenizer)
     texts = TextData(library, parts.tokenizer, recipe.seed, parts.compressor.chunk_tokens)
     questions = _questions(parts, recipe, qa) if any(stage.packs for stage in recipe.stages) else None
-    if begins and parts.scored and questions:
+    if begins and parts.scored and questions and not parts.scored.projector.sees:
         begin_scores(parts.scored, parts.tokenizer, questions.answered(), recipe.scored, recipe.seed, say)
         checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress), facts=facts)
     packs = islice(questions.packs(), progress.packs, None) if questions else iter(())
@@ -110,9 +113,8 @@ def train(
     if progress.step > found:
         checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress), facts=facts)
         checkpoint.plot(out, "source_tokens", ("repeat", "continue", "answer"), "Training the compressor")
-    target = export(
-        parts, recipe, progress, out, model, f"{texts.characters:,} characters of `{corpus.name}`", f"`{qa.name}`", hardware
-    )
+    about = About(model, f"{texts.characters:,} characters of `{corpus.name}`", f"`{qa.name}`", facts["start"], hardware)
+    target = export(parts, recipe, progress, out, about)
     say(f"{'done' if progress.step == recipe.steps else 'stopped'} at step {progress.step}: {target}")
     return progress
 

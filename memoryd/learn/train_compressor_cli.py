@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             checkpoint_every=options.checkpoint_every,
             model=options.base,
             hardware=hardware,
+            start=options.start,
             say=lambda text: print(text, flush=True),
         )
     except KeyboardInterrupt:
@@ -59,6 +60,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="folder of *.jsonl.xz or .gz with rows {id, text}")
     parser.add_argument("--qa", type=Path, required=True, help="folder with squad.jsonl.xz and the reader's other data")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the result; a run begun there so goes on")
+    parser.add_argument("--start", type=Path, help="a compressor to begin from: an earlier run's, or the one that ships")
     parser.add_argument("--kind", choices=KINDS, default="pooled", help="which compressor")
     parser.add_argument("--recipe", choices=sorted(RECIPES), help="[that of the device]")
     parser.add_argument("--scale", type=float, default=1.0, help="this many times the recipe's steps, to rehearse it")

@@ -20,6 +20,7 @@ from memoryd.errors import MemorydError, SettingsError
 from memoryd.worker.client import WorkerClient, identity
 
 _SOCKET_PATH_LIMIT = 100  # bytes; the kernel takes 107 on Linux, 103 on macOS
+_PROBE_SECONDS = 10.0  # on a busy machine a worker may be slow to answer: to restart it then would end what it works on
 _START_SECONDS = 600.0  # a large base model is read from disk, and converted the first time
 _EX_CONFIG = 78
 
@@ -52,7 +53,7 @@ class WorkerProcess(ChildProcess):
                 ready=self._describes,
                 start_timeout=_START_SECONDS,
                 stop_timeout=10.0,
-                probe_timeout=10.0,
+                probe_timeout=_PROBE_SECONDS,
             )
         )
 
@@ -78,7 +79,7 @@ class WorkerProcess(ChildProcess):
     async def _describes(self) -> bool:
         async with WorkerClient(self.socket) as client:
             try:
-                info = await client.describe(timeout=5.0)
+                info = await client.describe(timeout=_PROBE_SECONDS)
             except MemorydError:
                 return False
         if not self._expects:

@@ -194,6 +194,34 @@ def test_an_encoder_that_was_not_trained_is_not_kept(model: Path, corpus: Path, 
     assert soft_KD.shape[0] == 2
 
 
+def test_it_begins_from_what_an_earlier_run_made(model: Path, corpus: Path, folder: Path, tmp_path: Path) -> None:
+    run(model, corpus, folder, tmp_path / "first")
+    made = tmp_path / "first" / "compressor"
+    # So slow that all stays where it began, but for what half precision rounds.
+    still = replace(RECIPE, stages=(Stage("still", 3, texts=1, packs=1, head_rate=1e-12, reader_rate=1e-12),))
+
+    def go(out: str, recipe: Recipe = still, until: int | None = None, start: Path | None = made) -> None:
+        train(model, recipe, corpus, folder, tmp_path / out, stop_at=until, start=start, say=lambda _: None)
+
+    go("second", until=1)
+    go("second")
+    for file in ("projector.safetensors", "encoder/adapter_model.safetensors", "reader/adapter_model.safetensors"):
+        before, after = load_file(made / file), load_file(tmp_path / "second" / "compressor" / file)
+        torch.testing.assert_close(after, before, atol=1e-9, rtol=0)
+    assert "weights of SHA-256" in (tmp_path / "second" / "compressor" / "README.md").read_text()
+    with pytest.raises(FailedPrecondition, match="start weights of"):
+        go("second", replace(still, stages=(replace(still.stages[0], steps=4),)), start=None)
+    with pytest.raises(FailedPrecondition, match="kind 'pooled', not 'icae'"):
+        go("third", replace(still, kind="icae"))
+    with pytest.raises(FailedPrecondition, match="other shapes"):
+        go("fourth", replace(still, reader_rank=2))
+    with pytest.raises(DataLoss):
+        go("fifth", start=tmp_path)
+    (made / "projector.safetensors").write_bytes(b"torn")
+    with pytest.raises(DataLoss, match="cannot be read"):
+        go("sixth")
+
+
 def test_micro_batches_do_not_change_the_result(model: Path, corpus: Path, folder: Path, tmp_path: Path) -> None:
     stage = Stage("s", 2, texts=4, follow=8, packs=2, head_rate=1e-3, encoder_rate=1e-3, reader_rate=1e-3)
     for micro in (1, 4):
@@ -258,7 +286,14 @@ def test_a_checkpoint_that_says_less_is_gone_on_from(model: Path, corpus: Path, 
     del said["recipe"]["clip"], said["recipe"]["stages"][0]["follow"]
     state.write_text(json.dumps({name: said[name] for name in ("recipe", "progress")}))
     assert run(model, corpus, folder, tmp_path, until=3).step == 3
-    assert set(json.loads(state.read_text())) == {"recipe", "progress", "base_fingerprint", "corpus_sha256", "qa_sha256"}
+    assert set(json.loads(state.read_text())) == {
+        "recipe",
+        "progress",
+        "base_fingerprint",
+        "corpus_sha256",
+        "qa_sha256",
+        "start",
+    }
 
 
 def test_what_was_measured_stays_until_there_are_other_weights(
