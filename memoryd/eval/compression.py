@@ -131,10 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gate at {ratio}x: {verdict} {dict(gates[ratio].figures)}", flush=True)
     for row in rows:
         print(f"{row.name:48s} {row.value:.3f} n={row.n}", flush=True)
-    whole = set(options.sets) == set(SETS) and set(ratios) == set(RATIOS if bench.compressor.name == "pooled" else ratios)
-    if whole and not options.quick:
-        name = "compression" if bench.compressor.name == "pooled" else f"compression-{bench.compressor.name}"
-        write(name, [replace(row, command=_command(options)) for row in rows])
+    if set(options.sets) == set(SETS) and not options.quick:
+        write(_name(bench), [replace(row, command=_command(options)) for row in rows])
         render_all()
     if options.gate and bench.directory:
         card = read_card(bench.directory)
@@ -159,6 +157,14 @@ def _load(options: argparse.Namespace) -> Bench:
     return Bench(base, adapters, compressor, directory, TextTokenizer(path), readers.fingerprint, refusals, kept, ratios)
 
 
+def _name(bench: Bench) -> str:
+    """Of the figures: a part of the ratios does not take the place of all."""
+    if bench.compressor.name != "pooled":
+        return f"compression-{bench.compressor.name}"
+    part = "" if set(bench.ratios) == set(RATIOS) else f"-{'-'.join(f'{ratio}x' for ratio in sorted(set(bench.ratios)))}"
+    return f"compression{part}"
+
+
 def _fingerprint(bench: Bench, ratio: int) -> str:
     """What the compressor is known by where it is loaded at this ratio."""
     return load_compressor(bench.directory, bench.base, bench.adapters, ratio).fingerprint
@@ -167,7 +173,8 @@ def _fingerprint(bench: Bench, ratio: int) -> str:
 def _command(options: argparse.Namespace) -> str:
     sizes = f"--limit {options.limit} --chunks {options.chunks} --texts {options.texts}"
     made = "--compressor DIR " if options.compressor else ""
-    return f"memoryd eval compression --data DIR {made}{sizes}{' --no-int8' if options.no_int8 else ''}"
+    part = "" if options.ratios == list(RATIOS) else f" --ratios {' '.join(map(str, options.ratios))}"
+    return f"memoryd eval compression --data DIR {made}{sizes}{part}{' --no-int8' if options.no_int8 else ''}"
 
 
 def _answered(bench: Bench, asked: Sequence[Case], arm: str, ratio: int, batch: int) -> list[str]:

@@ -80,10 +80,11 @@ def render_all(docs: Path = DOCS) -> list[Path]:
             page.write_text(after)
             changed.append(page)
     for name, rows in figures.items():
-        if any(row.name.startswith("slots at ") for row in rows):
+        if at := sum(row.name.startswith("slots at ") for row in rows):
             from memoryd.eval.slots_plot import draw_slots  # which knows rows
 
-            changed.append(draw_slots(rows, docs / "img" / f"{name}-slots.png"))
+            if at > 1:  # a curve
+                changed.append(draw_slots(rows, docs / "img" / f"{name}-slots.png"))
         else:
             changed.append(draw(rows, docs / "img" / f"{name}.png"))
     return changed
