@@ -10,7 +10,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from memoryd.compress.card import read_card
+from memoryd.compress.load import compressor_path, load_compressor
+from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModelError, ensure_base_model, fingerprint, load_base_model
+from memoryd.engine.reader import readers_for
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.recall.prompt import TextBlock, assemble
 from tests.tiny_models import make_tiny_model
@@ -33,6 +37,22 @@ def test_the_embedded_models_fingerprint_is_known(models: Path) -> None:
     """The shipped reader names it: a conversion that computes something else must not go unnoticed."""
     assets = Path(__file__).parents[2] / "memoryd" / "assets" / "readers" / "smollm2-135m-instruct" / "memoryd.json"
     assert fingerprint(models / "smollm2-135m-instruct") == json.loads(assets.read_text())["base_fingerprint"]
+
+
+def test_the_embedded_model_has_a_compressor_with_a_reader_of_its_own(models: Path) -> None:
+    base = load_base_model(models / "smollm2-135m-instruct")
+    directory = compressor_path(base.fingerprint)
+    assert directory is not None
+    assert sum(file.stat().st_size for file in directory.rglob("*")) <= 40_000_000
+    readers = readers_for(directory, base.fingerprint)
+    assert readers.text is not None
+    assert readers.soft == directory / "reader"
+    adapters = Adapters(base, readers)
+    compressor = load_compressor(directory, base, adapters, 4)
+    (soft_KD,) = compressor.compress([range(100, 110)])
+    assert soft_KD.shape == (3, base.d_model)
+    measured = read_card(directory).gates[4]
+    assert (measured.compressor, measured.reader) == (compressor.fingerprint, readers.fingerprint), "these very weights"
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
