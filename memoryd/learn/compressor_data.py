@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,10 +30,15 @@ Slots = Callable[[int], int]
 
 def sha256_of(folder: Path) -> str:
     """Of its files with rows, by name: the same data has the same wherever it stands."""
+    return sha256_of_files(folder, _files(folder))
+
+
+def sha256_of_files(folder: Path, files: Sequence[Path]) -> str:
+    """Of these files within it, by name."""
     digest = hashlib.sha256()
-    for path in _files(folder):
+    for path in files:
         with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
 
 

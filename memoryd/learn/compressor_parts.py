@@ -5,7 +5,6 @@ The head is what a kind has of its own: the projector of the pooled compressor, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,15 +89,6 @@ def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None, star
     if start is not None:
         _begin_from(start, base, recipe.kind, head, adapters)
     return Parts(base, adapters, head, compressor, TextTokenizer(path), groups, ratios, save, _scored(compressor))
-
-
-def weights_sha256(compressor: Path) -> str:
-    """Of all weights in its directory, by their files' names; the same wherever it stands."""
-    digest = hashlib.sha256()
-    for path in sorted(compressor.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(f"{path.relative_to(compressor)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def _begin_from(start: Path, base: BaseModel, kind: str, head: torch.nn.Module, adapters: Adapters) -> None:

@@ -28,8 +28,8 @@ from memoryd.engine.reader import reader_path
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.errors import FailedPrecondition
 from memoryd.learn import checkpoint
-from memoryd.learn.compressor_data import Corpus, QuestionData, TextData, sha256_of
-from memoryd.learn.compressor_parts import TEACHER, Parts, Progress, build, weights_sha256
+from memoryd.learn.compressor_data import Corpus, QuestionData, TextData, sha256_of, sha256_of_files
+from memoryd.learn.compressor_parts import TEACHER, Parts, Progress, build
 from memoryd.learn.compressor_recipe import Recipe, Stage
 from memoryd.learn.export_compressor import About, export
 from memoryd.learn.reader_data import Pack, ReaderData, chunks_of
@@ -77,7 +77,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     base = load_base_model(path, "bfloat16" if device.startswith("cuda") else "float32", device)
     facts = {"base_fingerprint": base.fingerprint, "corpus_sha256": sha256_of(corpus), "qa_sha256": sha256_of(qa)}
-    facts["start"] = f"weights of SHA-256 {weights_sha256(start)}" if start else "first weights"
+    weights = sha256_of_files(start, sorted(start.rglob("*.safetensors"))) if start else ""
+    facts["start"] = f"weights of SHA-256 {weights}" if start else "first weights"
     _check_same_run(out, recipe, facts)
     parts = build(base, path, recipe, reader_path(base.fingerprint), start)
     optimizer = torch.optim.AdamW(
