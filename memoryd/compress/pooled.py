@@ -12,8 +12,9 @@ Three fifths up, because what a word is for in its text can be told there best (
 
 The last linear layer starts at zero, and so do the scores: untrained it is the mean of the token embeddings of groups of r
 tokens, which a base model can already read in part. Training begins the scores by telling the words that answers are made of
-from the others (`learn/scores.py`). So those begin as nearly what they are, while the others share slots. As long as both
-layers that read hidden states are zero, and do not learn, the pass is left out: nothing depends on it.
+from the others (`learn/scores.py`). So those begin as nearly what they are, while the others share slots. Of the pass, what
+nothing depends on is left out: all of it as long as both layers that read hidden states are zero and do not learn, and the
+upper two fifths as long as the last linear layer is.
 
 Normalising the sum, and not only scaling it, keeps the output's RMS at that of real token embeddings whatever was
 learned, since pooling shrinks vectors and the frozen decoder has only ever seen that RMS.
@@ -21,6 +22,7 @@ learned, since pooling shrinks vectors and the frozen decoder has only ever seen
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,9 +69,14 @@ class Projector(nn.Module):
         return mean_of_words(weighed_BL1[..., 0], word_BL).masked_fill(~real_BL, float("-inf"))
 
     @property
-    def blind(self) -> bool:
-        """Whether hidden states change nothing: not what is made, and not what is learned."""
-        return not self.sees and not any(layer.weight.requires_grad for layer in (self.down, self.weigh))
+    def scores_words(self) -> bool:
+        """Whether the hidden states three fifths up change what is made, or what is learned."""
+        return bool(self.weigh.weight.any()) or self.weigh.weight.requires_grad
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the last hidden states change what is made, or what is learned."""
+        return bool(self.down.weight.any()) or self.down.weight.requires_grad
 
     @property
     def sees(self) -> bool:
@@ -116,7 +123,7 @@ class PooledCompressor:
         if ratio not in RATIOS:
             raise InvalidArgument(f"ratio {ratio} is not one of {', '.join(map(str, RATIOS))}")
         model: Any = base.model  # transformers types its models' attributes loosely
-        self._transformer = model.base_model  # without the head: no logits are needed
+        self._transformer: Any = model.base_model  # without the head: no logits are needed
         self._embed = model.get_input_embeddings()
         self._adapters = adapters
         table_VD: Tensor = self._embed.weight
@@ -130,7 +137,9 @@ class PooledCompressor:
         layers: nn.ModuleList = next(
             m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == model.config.num_hidden_layers
         )
-        self._middle = layers[(len(layers) + 1) * 3 // 5 - 1]  # what leaves it is three fifths up
+        lower = layers[: (len(layers) + 1) * 3 // 5]
+        self._middle = lower[-1]  # what leaves it is three fifths up
+        self._lower = _with_layers(self._transformer, layers, lower)
         self._max_positions = int(model.config.max_position_embeddings)
 
     @classmethod
@@ -220,17 +229,22 @@ class PooledCompressor:
         """The hidden states by which its tokens are scored, [tokens, d_model], in float32."""
         device = self._embed.weight.device
         ids_BL = torch.tensor([list(chunk)], device=device)
-        middle_BLD, _ = self._encoded(self._embed(ids_BL), torch.ones_like(ids_BL, dtype=torch.bool))
+        middle_BLD, _ = self._encoded(self._lower, self._embed(ids_BL), torch.ones_like(ids_BL, dtype=torch.bool))
         return middle_BLD[0]
 
     def _hidden(self, embed_BLD: Tensor, real_BL: Tensor) -> tuple[Tensor, Tensor]:
         """The hidden states three fifths up and the last ones, both [B, L, D] in float32; zeros where nothing depends on
         them."""
-        if self.projector.blind:
-            return (torch.zeros_like(embed_BLD, dtype=torch.float32),) * 2
-        return self._encoded(embed_BLD, real_BL)
+        nothing_BLD = torch.zeros_like(embed_BLD, dtype=torch.float32)
+        if self.projector.corrects:
+            return self._encoded(self._transformer, embed_BLD, real_BL)
+        if self.projector.scores_words:
+            middle_BLD, _ = self._encoded(self._lower, embed_BLD, real_BL)
+            return middle_BLD, nothing_BLD
+        return nothing_BLD, nothing_BLD
 
-    def _encoded(self, embed_BLD: Tensor, real_BL: Tensor) -> tuple[Tensor, Tensor]:
+    def _encoded(self, transformer: Any, embed_BLD: Tensor, real_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """What leaves the layer three fifths up, and what leaves this transformer."""
         B, L = real_BL.shape
         # A mask of four dimensions is used as it is, instead of a causal one: every position sees the real ones.
         mask_B1LL = real_BL[:, None, None, :].expand(B, 1, L, L)
@@ -239,7 +253,7 @@ class PooledCompressor:
             middle: list[Tensor] = []
             hook = self._middle.register_forward_hook(lambda _, __, output: middle.append(_first(output)))
             try:
-                encoded = self._transformer(inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False)
+                encoded = transformer(inputs_embeds=embed_BLD, attention_mask=mask_B1LL, use_cache=False)
             finally:
                 hook.remove()
         return middle[0].float(), encoded.last_hidden_state.float()
@@ -254,6 +268,13 @@ def save(
     save_file(_weights(projector), directory / WEIGHTS)
     if adapters.has(ENCODER) and projector.sees and adapters.trained(ENCODER):
         adapters.save(ENCODER, directory / ENCODER, base_name)
+
+
+def _with_layers(transformer: Any, layers: nn.ModuleList, fewer: nn.ModuleList) -> Any:
+    """The same transformer, of fewer of its layers: all that it is made of is shared."""
+    short = copy.copy(transformer)
+    short._modules = {name: fewer if module is layers else module for name, module in transformer._modules.items()}
+    return short
 
 
 def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -95,6 +95,12 @@ class Recipe:
             taken -= stage["steps"]
         return found
 
+    def of(self, kind: str) -> Recipe:
+        """The same for a compressor of this kind. Learned tokens say nothing before they are trained: theirs has no stage in
+        which the reader alone learns."""
+        stages = tuple(s for s in self.stages if kind == "pooled" or s.head_rate or s.encoder_rate)
+        return replace(self, kind=kind, stages=stages)
+
     def scaled(self, factor: float) -> Recipe:
         """The same with so many times the steps, at least one of each stage."""
         return replace(self, stages=tuple(replace(s, steps=max(1, round(s.steps * factor))) for s in self.stages))

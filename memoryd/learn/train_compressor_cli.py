@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     recipe = RECIPES[options.recipe or ("gpu" if device.startswith("cuda") else "cpu")]
-    recipe = replace(recipe.scaled(options.scale), kind=options.kind, seed=options.seed, micro=options.micro or recipe.micro)
+    recipe = replace(recipe.of(options.kind).scaled(options.scale), seed=options.seed, micro=options.micro or recipe.micro)
     if options.threads:
         torch.set_num_threads(options.threads)
     hardware = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"CPU ({platform.machine()})"

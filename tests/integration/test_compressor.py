@@ -133,6 +133,26 @@ def test_a_pass_that_nothing_depends_on_is_left_out(base: BaseModel) -> None:
     assert compressor.projector.down.weight.grad is not None
 
 
+def test_layers_that_nothing_depends_on_are_left_out(base: BaseModel) -> None:
+    """Those above what scores words, as long as the last hidden states correct nothing."""
+    compressor, layers = scored(base), base.model.base_model.layers
+    passed = [0] * len(layers)
+    hooks = [
+        layer.register_forward_hook(lambda *_, n=n: passed.__setitem__(n, passed[n] + 1)) for n, layer in enumerate(layers)
+    ]
+    lower = compressor.encode(CHUNKS, 4)
+    reached = list(passed)
+    compressor.projector.down.weight.requires_grad_()
+    whole = compressor.encode(CHUNKS, 4)
+    for hook in hooks:
+        hook.remove()
+    count = sum(reached)
+    assert 0 < count < len(layers)
+    assert reached == [1] * count + [0] * (len(layers) - count)
+    assert passed == [n + 1 for n in reached]
+    assert all(torch.equal(x_KD, y_KD) for x_KD, y_KD in zip(lower, whole, strict=True))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_chunk_has_as_many_segments_as_groups_and_each_ends_with_one_of_the_best(seed: int) -> None:
     torch.manual_seed(seed)

@@ -350,6 +350,13 @@ def test_recipes() -> None:
             assert factors[-1] < 0.05
 
 
+def test_learned_tokens_have_no_stage_in_which_only_the_reader_learns() -> None:
+    cpu = RECIPES["cpu"]
+    assert cpu.of("pooled") == cpu
+    assert cpu.of("autocompressor") == replace(cpu, kind="autocompressor", stages=cpu.stages[1:])
+    assert RECIPES["gpu"].of("icae") == replace(RECIPES["gpu"], kind="icae")
+
+
 def test_the_command_line(model: Path, corpus: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["train-compressor", "--base", str(model), "--corpus", str(corpus), "--out", str(tmp_path / "out")]
     assert main([*common, "--qa", str(folder), "--recipe", "cpu", "--scale", "0.0005", "--device", "cpu"]) == 0
