@@ -1,6 +1,7 @@
 """Compressing: its rate against a plain forward pass of the same tokens, and what it stores for each of them.
 
-The compressor does the work of a trained one, its encoder's LoRA included; the forward pass is without any adapter.
+One compressor does all the work of a trained one, its encoder's LoRA included; the other is the one that ships. The forward
+pass is without any adapter.
 
 In this process, without a daemon: one chunk at a time, as the worker does on a CPU.
 """
@@ -20,6 +21,7 @@ from bench.texts import BOOK, texts
 from memoryd.compress import codec
 from memoryd.compress.card import RATIOS
 from memoryd.compress.chunker import chunk_text
+from memoryd.compress.load import compressor_path, load_compressor
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel, load_base_model
@@ -35,20 +37,27 @@ CHUNKS = 20
 
 
 def compress(data_dir: Path) -> list[Row]:
-    """Each chunk goes through the forward pass, then through the compressor, so that both meet the same machine."""
+    """Each chunk goes through the forward pass, then through the compressors, so that all meet the same machine."""
     path = next((data_dir / "models").iterdir())
     base, tokenizer = load_base_model(path), TextTokenizer(path)
     compressor = as_trained(base, Adapters(base), 4)
+    own = load_base_model(path)  # a base model has one encoder's LoRA
+    shipped = load_compressor(compressor_path(own.fingerprint), own, Adapters(own), 4)
     forward: Callable[..., object] = base.model.base_model
     chunks = [tokenizer.encode(text)[:CHUNK] for text, _ in zip(texts(4000, seed=8), range(CHUNKS + 2), strict=False)]
-    floor, ours = [], []
+    works: dict[str, Callable[[list[int]], object]] = {
+        "forward": lambda chunk: forward(input_ids=torch.tensor([chunk]), use_cache=False),
+        "chunks of 512 tokens": lambda chunk: compressor.compress([chunk]),
+        "chunks of 512 tokens, by the one that ships": lambda chunk: shipped.compress([chunk]),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in works}
     with torch.inference_mode():
         for chunk in chunks:
-            floor.append(_seconds(lambda chunk=chunk: forward(input_ids=torch.tensor([chunk]), use_cache=False)))  # type: ignore[misc]
-            ours.append(_seconds(lambda chunk=chunk: compressor.compress([chunk])))  # type: ignore[misc]
-    rates = median([CHUNK / seconds for seconds in ours[2:]])  # the first two warm up
-    plain = median([CHUNK / seconds for seconds in floor[2:]]).value
-    rows = [row("compress: chunks of 512 tokens", rates, "tokens/s", baseline=plain, above_ratio=0.8)]
+            for name, work in works.items():
+                rates[name].append(CHUNK / _seconds(lambda work=work, chunk=chunk: work(chunk)))  # type: ignore[misc]
+    medians = {name: median(some[2:]) for name, some in rates.items()}  # the first two warm up
+    plain = medians.pop("forward").value
+    rows = [row(f"compress: {name}", rate, "tokens/s", baseline=plain, above_ratio=0.8) for name, rate in medians.items()]
     for ratio in RATIOS:
         (soft,) = PooledCompressor.untrained(base, Adapters(base), ratio).compress([chunks[0]])
         stored = codec.encode(to_bytes(soft), fingerprint="0" * 64, chunk_sha256="0" * 64)

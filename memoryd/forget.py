@@ -71,31 +71,29 @@ class EraseJob:
             return {"adapters": 1, **await self._eraser.erase(job.tenant, memory, adapter)}
         doomed = await asyncio.to_thread(self._ledger.deleted_documents, job.tenant, memory, document)
         await self._jobs.stop_work_on(job.tenant, {d.id for d in doomed}, job)
-        learned = await self._erase_learned(job.tenant)
-        blobs, vectors, cached = learned["blobs"], 0, learned["cache_keys"]
+        counts = Counter({name: count for name, count in job.receipt.items() if isinstance(count, int)})  # of earlier tries
+        counts.update(await self._erase_learned(job.tenant))
+        tainted = await asyncio.to_thread(self._ledger.count_tainted, job.tenant, memory, [d.id for d in doomed])
+        counts["adapters"] = max(counts["adapters"], tainted)  # their rows may be gone since
         for done, gone in enumerate(doomed):
+            progress.note(**counts)
             progress.show("erase", done, len(doomed))
             self._answers.end(gone.tenant, gone.memory, gone.id)  # another daemon deleted it, or a call that was cut off
             self._embeddings.forget(gone.tenant, gone.id)
-            vectors += await asyncio.to_thread(self._index.delete_document, gone.tenant, gone.memory, gone.id)
-            cached += await asyncio.to_thread(self._cache.delete_prefix, gone.tenant, cache_prefix(gone.id))
+            counts["vectors"] += await asyncio.to_thread(self._index.delete_document, gone.tenant, gone.memory, gone.id)
+            counts["cache_keys"] += await asyncio.to_thread(self._cache.delete_prefix, gone.tenant, cache_prefix(gone.id))
             prefix = document_prefix(gone.tenant, gone.memory, gone.id)
-            blobs += await asyncio.to_thread(self._blobs.delete_prefix, gone.tenant, prefix)
+            counts["blobs"] += await asyncio.to_thread(self._blobs.delete_prefix, gone.tenant, prefix)
+        progress.note(**counts)
         documents = await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, [d.id for d in doomed])
         progress.show("erase", len(doomed), len(doomed))
-        return {
-            "documents": documents,
-            "blobs": blobs,
-            "vectors": vectors,
-            "cache_keys": cached,
-            "adapters": learned["adapters"],
-        }
+        return {"documents": documents, **{name: counts[name] for name in ("blobs", "vectors", "cache_keys", "adapters")}}
 
     async def _erase_learned(self, tenant: str) -> dict[str, int]:
         """What tainted adapters are made of, and the runs that have seen what is deleted."""
         await self._runs.sweep(tenant)
         tainted = await asyncio.to_thread(self._ledger.tainted_adapters, tenant)
-        erased = Counter(adapters=len(tainted), blobs=0, cache_keys=0)
+        erased: Counter[str] = Counter()
         for adapter in tainted:
             erased.update(await self._eraser.erase(tenant, adapter.memory, adapter.id))
             await asyncio.to_thread(self._ledger.purged_adapter, tenant, adapter.id)

@@ -13,7 +13,7 @@ from memoryd import core
 from memoryd.api import convert
 from memoryd.api.caller import tenant
 from memoryd.core import AdapterState, JobKind, Origin
-from memoryd.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
+from memoryd.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
 from memoryd.jobs import JobRunner
 from memoryd.learn.adapter_files import MAX_BYTES, AdapterFiles, pack_files, unpack_files
 from memoryd.learn.curve import draw
@@ -132,8 +132,7 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         out = convert.adapter(adapter)
         if adapter.state is not AdapterState.TAINTED:
             files = await asyncio.to_thread(self._adapters.read, tenant(), adapter)
-            points = [json.loads(line) for line in files.curve.decode().splitlines()]
-            points = points[:: len(points) // _POINTS + 1]
+            points = await asyncio.to_thread(_points, files.curve)
             out.lineage.CopyFrom(convert.lineage(files.lineage))
             out.curve.extend(learn_pb2.LossPoint(step=p["step"], loss=p["loss"]) for p in points)
             if points:
@@ -193,13 +192,19 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
                 raise ResourceExhausted(f"an adapter's archive has at most {MAX_BYTES} bytes", reason="TOO_LARGE")
         adapter, files = await asyncio.to_thread(self._unpacked, tenant(), memory, data)
         try:
-            # The worker tries it on: what does not fit is refused now, and not by the first answer.
-            await self._models.worker.load_adapter(adapter.id, files.config, files.weights)
+            await self._try_on(adapter, files)
             recorded = await self._record(adapter, files)
         except BaseException:  # the client may have gone away
             await self._undo_import(adapter)
             raise
         return convert.adapter(recorded)
+
+    async def _try_on(self, adapter: core.Adapter, files: AdapterFiles) -> None:
+        """What does not fit is refused now, and not by the first answer."""
+        try:
+            await self._models.worker.load_adapter(adapter.id, files.config, files.weights)
+        except DataLoss as error:  # of bytes that were never ours
+            raise InvalidArgument(error.message, reason="ADAPTER_MISFIT", details=error.details) from None
 
     def _unpacked(self, tenant: str, memory: str, data: bytearray) -> tuple[core.Adapter, AdapterFiles]:
         """Blocks."""
@@ -240,6 +245,12 @@ async def _ended(work: Coroutine[Any, Any, _T]) -> _T:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+def _points(curve: bytes) -> list[dict[str, Any]]:
+    """Rows of a curve, as many as are shown."""
+    lines = curve.decode().splitlines()
+    return [json.loads(line) for line in lines[:: len(lines) // _POINTS + 1]]
 
 
 def _documents(memory: str, names: Any) -> list[str]:

@@ -26,14 +26,22 @@ class Bank:
         blends have them, that stay.
 
         DataLoss where it can't be read or does not fit the base model, FailedPrecondition where it is more than a LoRA of
-        linear layers, ResourceExhausted where those in use leave no room for it.
+        linear layers or larger than the bank, ResourceExhausted where those in use leave no room for it.
         """
         if adapter in self._sizes:
             self._sizes.move_to_end(adapter)
             return
         name = _PREFIX + adapter
         self._adapters.load_bytes(name, config, weights, f"adapter {adapter}")
-        self._sizes[adapter] = self._adapters.size(name)
+        size = self._adapters.size(name)
+        if size > self._capacity:
+            self._adapters.remove(name)
+            raise FailedPrecondition(
+                f"adapter {adapter} takes {size >> 20} MiB, all of them together have {self._capacity >> 20}: learn with a "
+                "lower learn_rank or fewer learn_targets",
+                reason="ADAPTER_TOO_LARGE",
+            )
+        self._sizes[adapter] = size
         idle = [other for other in self._sizes if other != adapter and _PREFIX + other not in in_use]
         while sum(self._sizes.values()) > self._capacity:
             if not idle:

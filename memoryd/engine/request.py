@@ -46,6 +46,8 @@ class Generation:
     """Adapters of memories and their weights, beside the reader."""
     compressor_fingerprint: str = ""
     """What made the soft segments."""
+    background: bool = False
+    """Nobody waits for it: others go first, within bounds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ class Runner:
         prompt = self._prompts.length(request)
         refusal = self._refusals.get(soft) if reader else None
         self._sequences[call] = GeneratingSequence(request, blend, self._base, self._clock, refusal)
-        self._scheduler.add_sequence(call, prompt, request.max_tokens)
+        self._scheduler.add_sequence(call, prompt, request.max_tokens, request.background)
 
     def embed(self, call: int, texts: Sequence[str], urgent: bool) -> None:
         """Queue texts; each gives one Output."""

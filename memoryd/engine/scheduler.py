@@ -33,6 +33,9 @@ PATIENCE = {Work.DECODE: 1, Work.PREFILL: 1, Work.URGENT_EMBED: 2, Work.EMBED: 1
 one of its steps takes as long as many decode steps, and learning, which nobody waits for, twice as long; a question's
 embedding has an answer waiting for it."""
 
+_OVERTAKEN = 16
+"""How many sequences may go before one in the background that came earlier."""
+
 _LOOK_AHEAD = 256
 """Items among which those of about one length are sought, so that short ones are not padded to long ones."""
 _SHORT = 63
@@ -113,7 +116,9 @@ class _Sequence:
     call: int
     prompt: int
     longest: int
+    background: bool = False
     done: int = 0
+    overtaken: int = 0
 
 
 class Scheduler:
@@ -128,9 +133,14 @@ class Scheduler:
         self._passed = dict.fromkeys(Work, 0)
         self._last: Work | None = None
 
-    def add_sequence(self, call: int, prompt: int, answer: int) -> None:
-        """A prompt of `prompt` positions and an answer of at most `answer`."""
-        self._waiting.append(_Sequence(call, prompt, prompt + answer))
+    def add_sequence(self, call: int, prompt: int, answer: int, background: bool = False) -> None:
+        """A prompt of `prompt` positions and an answer of at most `answer`. Nobody waits for one in the background: it takes a
+        row only while half of them are free, and others overtake it, each so many times."""
+        at = len(self._waiting)
+        while not background and at and self._yields(self._waiting[at - 1]):
+            at -= 1
+            self._waiting[at].overtaken += 1
+        self._waiting.insert(at, _Sequence(call, prompt, prompt + answer, background))
 
     def add_items(self, work: Work, items: Iterable[Item]) -> None:
         """Texts to embed or chunks to compress."""
@@ -187,10 +197,15 @@ class Scheduler:
             return bool(self._waiting) and self._fits(self._waiting[0])
         return bool(self._learning if work is Work.LEARN else self._items[work])
 
+    @staticmethod
+    def _yields(sequence: _Sequence) -> bool:
+        return sequence.background and not sequence.done and sequence.overtaken < _OVERTAKEN
+
     def _fits(self, sequence: _Sequence) -> bool:
         running = self._decoding
         rows, longest = len(running) + 1, max(s.longest for s in [sequence, *running])
-        return not running or (rows <= self.limits.rows and rows * longest <= self.limits.positions)
+        most = self.limits.rows // 2 if sequence.background else self.limits.rows
+        return not running or (rows <= most and rows * longest <= self.limits.positions)
 
     def _prefill(self) -> Prefill:
         sequence = self._waiting[0]

@@ -23,6 +23,8 @@ from memoryd.errors import DataLoss, InvalidArgument
 CONFIG, WEIGHTS, LINEAGE = "adapter_config.json", "adapter_model.safetensors", "lineage.json"
 CURVE = "curve.jsonl"
 MAX_BYTES = 512 << 20  # of an archive's files
+_MOST = {LINEAGE: 16 << 20, CURVE: 4 << 20}
+"""Bytes of these, which are read as a whole; ours stay far below."""
 _MOST_FILES = 1000
 _ROOM = 1 << 20  # for the headers of so many
 _COMPRESSED: Mapping[bytes, Any] = {  # how it begins, and what opens it
@@ -130,6 +132,8 @@ def _members(plain: bytes) -> dict[str, bytes]:
                 raise ValueError(f"it has more than {MAX_BYTES} bytes")
             name = Path(member.name).name
             if member.isfile() and name in _KNOWN and name not in found:
+                if member.size > _MOST.get(name, MAX_BYTES):
+                    raise ValueError(f"its {name} has more than {_MOST[name]} bytes")
                 stream = archive.extractfile(member)
                 found[name] = stream.read() if stream else b""
     return found

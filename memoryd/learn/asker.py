@@ -89,7 +89,7 @@ class LocalAsker:
         prompt = assemble(self._models.tokenizer, [TextBlock(text, title)], request_for(answer))
         ids = tuple(prompt.token_ids())
         adapters = [(self._adapter_id, 1.0)] if self._asker else []
-        request = Generation([TokenIds(ids)], _QUESTION_TOKENS, stop=["\n"], adapters=adapters)
+        request = Generation([TokenIds(ids)], _QUESTION_TOKENS, stop=["\n"], adapters=adapters, background=True)
         try:
             said, wrote = await self._generate(request)
         except FailedPrecondition as error:

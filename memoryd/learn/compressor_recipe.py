@@ -37,6 +37,11 @@ class Stage:
     encoder_rate: float = 0.0
     reader_rate: float = 0.0
 
+    @property
+    def compresses(self) -> bool:
+        """Whether the compressor learns; else only the reader does."""
+        return self.head_rate > 0 or self.encoder_rate > 0
+
     def schedule(self, step: int) -> float:
         """The factor of all rates at a step of this stage, from 0: warm-up over a twentieth, then a cosine to a fiftieth."""
         warm = max(1, self.steps // 20)
@@ -98,7 +103,7 @@ class Recipe:
     def of(self, kind: str) -> Recipe:
         """The same for a compressor of this kind. Learned tokens say nothing before they are trained: theirs has no stage in
         which the reader alone learns."""
-        stages = tuple(s for s in self.stages if kind == "pooled" or s.head_rate or s.encoder_rate)
+        stages = tuple(s for s in self.stages if kind == "pooled" or s.compresses)
         return replace(self, kind=kind, stages=stages)
 
     def scaled(self, factor: float) -> Recipe:

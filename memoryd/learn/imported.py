@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from memoryd.core import Adapter, new_id, now
-from memoryd.errors import FingerprintMismatch
+from memoryd.errors import FingerprintMismatch, InvalidArgument
 from memoryd.learn.adapter_files import AdapterFiles
 from memoryd.worker.client import WorkerInfo
+
+_MOST_DOCUMENTS = 200_000  # more than a run of learning can see; all tenants' writes wait while the ledger looks for them
 
 
 def imported(tenant: str, memory: str, files: AdapterFiles, info: WorkerInfo) -> tuple[Adapter, AdapterFiles]:
@@ -42,9 +44,12 @@ def imported(tenant: str, memory: str, files: AdapterFiles, info: WorkerInfo) ->
 
 
 def named_documents(lineage: Mapping[str, Any]) -> list[str]:
-    """Ids of the documents that it was trained with, as its lineage says; none where that says nothing."""
+    """Ids of the documents that it was trained with, as its lineage says; none where that says nothing. InvalidArgument
+    where they are too many."""
     said = lineage.get("documents")
     names = [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
+    if len(names) > _MOST_DOCUMENTS:
+        raise InvalidArgument(f"the adapter's lineage names more than {_MOST_DOCUMENTS} documents", reason="TOO_LARGE")
     return sorted({name.rpartition("/")[2] for name in names if _is_name(name)} - {""})
 
 

@@ -30,7 +30,7 @@ from memoryd.core import (
     now,
 )
 from memoryd.engine.request import GenerateEvent, Generation, Learning, LearnSettings
-from memoryd.errors import DataLoss, NotFound
+from memoryd.errors import DataLoss, InvalidArgument, NotFound
 from memoryd.jobs import NotYet, Progress, Stopped
 from memoryd.learn.adapter_files import AdapterFiles, pack_files
 from memoryd.learn.contexts import ContextMaker, Found, Packs
@@ -125,6 +125,7 @@ class LearnJob:
         in_use = (await asyncio.to_thread(self._ledger.active_adapters, job.tenant, [lesson.memory])).get(lesson.memory)
         await self._train(run, packs, progress)
         counts = {"examples": len(training), "held_out": len(held_out)}
+        await self._runs.anew(job)
         adapter, files = await asyncio.to_thread(self._made, job, lesson, in_use, counts, packs)
         archive = await asyncio.to_thread(pack_files, files)
         await asyncio.to_thread(self._blobs.put, job.tenant, blob_key(job.tenant, lesson.memory, adapter.id), archive)
@@ -222,7 +223,7 @@ class LearnJob:
             "parent": adapter_name(lesson.memory, parent) if parent else "",
             "base_model": info.base_fingerprint,
             "reader": info.reader,
-            "compressor": info.compressor.fingerprint,
+            "compressor": info.compressor.fingerprint if packs.chunks else "",  # empty: any will do
             "modes": [mode.name for mode in lesson.modes],
             **counts,
             "documents": [document_name(lesson.memory, document) for document in sorted(packs.documents)],
@@ -283,12 +284,16 @@ class LearnJob:
         """As HYBRID, the default mode, gives it."""
         if not one.sources:
             return REFUSAL
-        shown, prompt = await asyncio.to_thread(self._contexts.prompt, tenant, Mode.HYBRID, one, _ANSWER_TOKENS)
+        try:
+            shown, prompt = await asyncio.to_thread(self._contexts.prompt, tenant, Mode.HYBRID, one, _ANSWER_TOKENS)
+        except InvalidArgument:  # the question alone is too long, whoever is asked
+            return REFUSAL
         request = Generation(
             shown.segments(prompt),
             _ANSWER_TOKENS,
             use_reader=bool(self._models.info.reader),
             compressor_fingerprint=self._models.info.compressor.fingerprint if prompt.soft_tokens else "",
+            background=True,
         )
         events: AsyncGenerator[GenerateEvent, None] = self._adapters.generate(tenant, choice, request)
         async with contextlib.aclosing(events):

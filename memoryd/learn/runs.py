@@ -70,6 +70,10 @@ class Runs:
             if other.payload["memory"] == job.payload["memory"] and other.state.ended:
                 await self._remove(other)
 
+    async def anew(self, job: Job) -> None:
+        """What earlier tries made of its result goes, before another is made."""
+        await self._erase_adapters(job, keep="")
+
     async def end(self, job: Job, keep: str) -> None:
         """Nothing is left of it but this adapter. The directory goes last: it says what else there is."""
         await self._erase_adapters(job, keep)

@@ -16,7 +16,7 @@ from memoryd.core import Document, Example, Job, JobKind, Origin, Passage, memor
 from memoryd.engine.request import Generation, TokenIds
 from memoryd.errors import InvalidArgument, NotFound
 from memoryd.eval.metrics import f1, normalized
-from memoryd.jobs import Progress, Stopped
+from memoryd.jobs import NotYet, Progress, Stopped
 from memoryd.models import Models
 from memoryd.recall.citation import split_citation
 from memoryd.recall.prompt import TextBlock, assemble
@@ -30,6 +30,7 @@ _LEAST_PASSAGES = 24  # and as many are read for a few examples too
 _FOUND_AGAIN = 0.6  # F1 of what the reader answers with what the asker says
 _ALIKE = 0.75  # share of words that two questions have in common, to be the same one
 _ANSWER_TOKENS = 48
+_REFUSED = 3  # passages that a teacher may refuse before it has taken any
 _PAGE = 256
 
 
@@ -49,19 +50,26 @@ class Asker(Protocol):
     def name(self) -> str: ...
 
     async def ask(self, text: str, title: str) -> Asked:
-        """Of one passage. Unavailable where it can't be reached now."""
+        """Of one passage. Unavailable where it can't be reached now, InvalidArgument where it refuses this passage."""
 
 
 class StudyJob:
-    """Handles JobKind.STUDY. Resumable at every passage: what was added stays."""
+    """Handles JobKind.STUDY. Resumable at every passage: what was added stays. One memory studies at a time."""
 
     def __init__(self, ledger: Ledger, texts: Texts, models: Models, asker: Asker) -> None:
         self._ledger = ledger
         self._texts = texts
         self._models = models
         self._asker = asker
+        self._one_at_a_time = asyncio.Lock()
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
+        if self._one_at_a_time.locked():
+            raise NotYet
+        async with self._one_at_a_time:
+            return await self._run(job, progress)
+
+    async def _run(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
         memory = job.payload["memory"]
         most = int(job.payload.get("max_examples", DEFAULT_EXAMPLES))
         counts: Counter[str] = Counter({k: v for k, v in job.receipt.items() if isinstance(v, int)})
@@ -76,7 +84,7 @@ class StudyJob:
                     break
                 progress.note(**counts)
                 progress.step("study", number, len(passages))
-                await self._study(job.tenant, document, passage, known, most, counts)
+                await self._study(job.tenant, document, passage, known, most, counts, progress)
             progress.show("study", len(passages), len(passages))
             if job.payload.get("then") == JobKind.LEARN and counts["examples"]:
                 gathered = {"gathered": job.create_time.isoformat()}  # what was written later may not have been studied
@@ -84,7 +92,8 @@ class StudyJob:
         except NotFound:  # the memory is deleted
             raise Stopped from None
         names = ("passages", "questions", "unanswerable", "duplicates", "leaking", "examples", "prompt_tokens", "output_tokens")
-        return {"memory": memory_name(memory), "teacher": self._asker.name, **{name: counts[name] for name in names}}
+        made = {name: counts[name] for name in (*names, "refused")}
+        return {"memory": memory_name(memory), "teacher": self._asker.name, **made}
 
     def _passages(self, job: Job, examples: Sequence[Example]) -> list[tuple[Document, Passage]]:
         """All of the memory: those of documents that were not studied before first, and each in an order of this job's own, so
@@ -117,15 +126,29 @@ class StudyJob:
                 return found
 
     async def _study(
-        self, tenant: str, document: Document, passage: Passage, known: list[set[str]], most: int, counts: Counter[str]
+        self,
+        tenant: str,
+        document: Document,
+        passage: Passage,
+        known: list[set[str]],
+        most: int,
+        counts: Counter[str],
+        progress: Progress,
     ) -> None:
         try:
             (text,) = await asyncio.to_thread(self._texts.passages, document, [passage])
         except (NotFound, ValueError):  # deleted meanwhile
             await self._skip(document)
             return
-        asked = await self._asker.ask(text, document.title)
+        try:
+            asked = await self._asker.ask(text, document.title)
+        except InvalidArgument:  # it is the passage, a content filter say, unless all are refused
+            counts["refused"] += 1
+            if not counts["passages"] and counts["refused"] >= _REFUSED:
+                raise
+            return
         counts.update(passages=1, prompt_tokens=asked.prompt_tokens, output_tokens=asked.output_tokens)
+        progress.note(**counts)  # it is paid for, whatever follows
         pairs, kept = deque(asked.pairs), list[tuple[str, str, Sequence[str]]]()
         wanted = min(_PER_PASSAGE, most - counts["examples"])
         while pairs and len(kept) < wanted:
@@ -157,7 +180,8 @@ class StudyJob:
             prompt = assemble(self._models.tokenizer, [TextBlock(text, title)], question, budget=budget)
         except InvalidArgument:
             return ""
-        request = Generation([TokenIds(tuple(prompt.token_ids()))], _ANSWER_TOKENS, use_reader=bool(self._models.info.reader))
+        ids, reader = tuple(prompt.token_ids()), bool(self._models.info.reader)
+        request = Generation([TokenIds(ids)], _ANSWER_TOKENS, use_reader=reader, background=True)
         async with aclosing(self._models.worker.generate(request)) as events:
             said = "".join([event.text async for event in events])
         return split_citation(said, len(prompt.numbered))[1]

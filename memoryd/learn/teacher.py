@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 
-from memoryd.errors import FailedPrecondition, Unavailable
+from memoryd.errors import FailedPrecondition, InvalidArgument, Unavailable
 from memoryd.learn.study import Asked
 
 _SECONDS = 120.0
@@ -18,6 +18,7 @@ _PROMPT = (
     'passage\'s own words. Reply with nothing but a JSON array: [{{"question": "…", "answer": "…"}}]\n\n{title}{text}'
 )
 _QUESTIONS = 6
+_OF_WHAT_WAS_SENT = {400, 413, 422}  # a content filter, or a passage that is too long for the model
 _ARRAY = re.compile(r"\[\s*\{")  # its beginning
 _TRIES = 32  # beginnings of arrays that are looked at
 _LONGEST = 8192  # characters of a question or an answer, as in the API
@@ -40,8 +41,8 @@ class Teacher:
         return self._model
 
     async def ask(self, text: str, title: str) -> Asked:
-        """Unavailable where it can't be reached or is too busy, which is tried for ever; FailedPrecondition where it refuses or
-        is no such endpoint."""
+        """Unavailable where it can't be reached or is too busy, which is tried for ever; InvalidArgument where it refuses
+        what was sent; FailedPrecondition where it refuses all the same or is no such endpoint."""
         import openai
 
         content = _PROMPT.format(count=_QUESTIONS, title=f"{title}\n" if title else "", text=text)
@@ -53,6 +54,11 @@ class Teacher:
         except (openai.APIConnectionError, openai.RateLimitError, openai.InternalServerError) as error:
             raise Unavailable(f"the teacher can't answer now: {type(error).__name__}", reason="TEACHER_UNAVAILABLE") from None
         except openai.APIStatusError as error:  # never with its body, which may repeat what was sent
+            if error.status_code in _OF_WHAT_WAS_SENT:
+                raise InvalidArgument(
+                    f"the teacher refuses a passage with {error.status_code}: check teacher_model",
+                    reason="TEACHER_REFUSES_PASSAGE",
+                ) from None
             if error.status_code == 408:
                 raise Unavailable("the teacher can't answer now: it timed out", reason="TEACHER_UNAVAILABLE") from None
             raise FailedPrecondition(

@@ -157,7 +157,7 @@ def _step(
         group["lr"] = rate * stage.schedule(number)
         for parameter in group["params"]:
             parameter.requires_grad_(rate > 0)
-    if stage.head_rate or stage.encoder_rate:
+    if stage.compresses:
         fixed.clear()
     micro = max(1, recipe.micro * Limits().chunk_tokens // parts.compressor.chunk_tokens)
     made = texts.packs(progress.step, stage.texts, stage.repeat, stage.follow)
@@ -197,8 +197,7 @@ def _loss(
     parts: Parts, stage: Stage, name: str, batch: list[SoftPack], read: list[SoftPack], ratio: int, fixed: Fixed
 ) -> torch.Tensor:
     """The reader answers questions; text is repeated and continued by the base model alone, which never changes."""
-    still = not stage.head_rate and not stage.encoder_rate
-    predicted = run(parts, batch, ratio, READER if name == "answer" else "", fixed if still else None)
+    predicted = run(parts, batch, ratio, READER if name == "answer" else "", None if stage.compresses else fixed)
     loss = predicted.loss()
     if read:
         import torch

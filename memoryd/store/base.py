@@ -184,6 +184,9 @@ class Ledger(Protocol):
     def deleted_documents(self, tenant: str, memory: str, document: str = "") -> Sequence[Document]:
         """The deleted documents that an ERASE job is to purge (one, or all of a deleted memory)."""
 
+    def count_tainted(self, tenant: str, memory: str, documents: Sequence[str]) -> int:
+        """Adapters that are tainted by the deletion of these documents, or were of a deleted memory of that id."""
+
     def deleted_chunks(self, tenant: str, document: str, after: int = -1, limit: int = 256) -> Sequence[Chunk]:
         """As chunks, of a deleted document that is not erased yet: for its new version to reuse."""
 

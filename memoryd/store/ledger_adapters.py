@@ -16,7 +16,7 @@ from memoryd.store.ledger_memories import find_memory_uid, require_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, live
 from memoryd.store.ledger_taint import activate_clean, clean_ancestor, delete_adapter_rows
 from memoryd.store.paging import read_page
-from memoryd.store.schema import adapter_documents, adapters, documents, jobs
+from memoryd.store.schema import adapter_documents, adapters, documents, example_documents, examples, jobs
 
 
 class AdapterRows(LedgerPart):
@@ -35,7 +35,10 @@ class AdapterRows(LedgerPart):
                 remember_archive(conn, adapter.tenant, weights_sha256, uid, seen)
             if not _all_live(conn, adapter.tenant, seen) or not _is_running(conn, adapter):
                 return None
-            _check_not_tainted(conn, adapter)
+            if adapter.job:
+                seen = sorted({*seen, *_rested_on(conn, adapter, uid)})
+            else:  # what is learned anew may well come out the same, without what was deleted
+                _check_not_tainted(conn, adapter)
             conn.execute(insert(adapters), {**_row(adapter), "memory_uid": uid, "documents": len(seen)})
             for ids in batches(seen):
                 rows = [{"tenant": adapter.tenant, "adapter": adapter.id, "document": document} for document in ids]
@@ -154,6 +157,14 @@ def _delete(conn: Connection, uid: str, adapter: Adapter) -> Job:
     delete_adapter_rows(conn, adapter.tenant, [adapter.id])
     payload = {"memory": adapter.memory, "adapter": adapter.id}
     return insert_job(conn, adapter.tenant, JobKind.ERASE, adapter_name(adapter.memory, adapter.id), payload)
+
+
+def _rested_on(conn: Connection, adapter: Adapter, uid: str) -> Sequence[str]:
+    """Documents that the examples which it may have learned from rest on now; some may have been added since."""
+    rests = (example_documents.c.tenant == examples.c.tenant) & (example_documents.c.example == examples.c.id)
+    gathered = (examples.c.tenant == adapter.tenant) & (examples.c.memory_uid == uid)
+    query = select(example_documents.c.document).distinct().join(examples, rests).where(gathered)
+    return conn.execute(query.where(examples.c.create_time <= (adapter.gather_time or adapter.create_time))).scalars().all()
 
 
 def _is_running(conn: Connection, adapter: Adapter) -> bool:

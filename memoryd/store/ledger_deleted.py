@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, exists, select, update
+from sqlalchemy import ColumnElement, Connection, Select, Table, delete, exists, select, update
 
-from memoryd.core import Chunk, Document, Job, JobKind, Request, document_name
+from memoryd.core import AdapterState, Chunk, Document, Job, JobKind, Request, document_name
 from memoryd.errors import NotFound
 from memoryd.store.ledger_jobs import cancel_jobs, insert_job, read_job
 from memoryd.store.ledger_memories import find_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, document_of, live, remember, result_of
 from memoryd.store.ledger_taint import delete_adapter_rows, taint_document
-from memoryd.store.schema import adapters, chunks, documents, jobs, memories, passages
+from memoryd.store.schema import adapter_documents, adapters, chunks, documents, jobs, memories, passages
 
 
 class DeletedRows(LedgerPart):
@@ -68,6 +68,20 @@ class DeletedRows(LedgerPart):
         self._db.forget_log()
         return erased
 
+    def count_tainted(self, tenant: str, memory: str, documents: Sequence[str]) -> int:
+        def query(conn: Connection) -> int:
+            tainted = (adapters.c.tenant == tenant) & (adapters.c.state == AdapterState.TAINTED)
+            found = set(
+                conn.execute(select(adapters.c.id).where(tainted, adapters.c.memory_uid.in_(_gone(tenant, memory)))).scalars()
+            )
+            for ids in batches(documents):
+                saw = (adapter_documents.c.tenant == tenant) & adapter_documents.c.document.in_(ids)
+                those = adapters.c.id.in_(select(adapter_documents.c.adapter).where(saw))
+                found.update(conn.execute(select(adapters.c.id).where(tainted, those)).scalars())
+            return len(found)
+
+        return self._db.read(query)
+
     def deleted_chunks(self, tenant: str, document: str, after: int = -1, limit: int = 256) -> Sequence[Chunk]:
         deleted = (documents.c.tenant == tenant) & (documents.c.id == document) & (documents.c.tombstone != "")
         query = (
@@ -85,10 +99,14 @@ def _holds(rows: Table) -> ColumnElement[bool]:
     return exists().where(rows.c.tenant == memories.c.tenant, rows.c.memory_uid == memories.c.uid)
 
 
+def _gone(tenant: str, memory: str) -> Select[tuple[str]]:
+    """Deleted memories of that id."""
+    return select(memories.c.uid).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone != "")
+
+
 def _erase_learned(conn: Connection, tenant: str, memory: str) -> None:
     """Adapters of deleted memories of that id: their bytes are purged. Their examples went with the delete."""
-    gone = select(memories.c.uid).where(memories.c.tenant == tenant, memories.c.id == memory, memories.c.tombstone != "")
-    of_gone = (adapters.c.tenant == tenant) & adapters.c.memory_uid.in_(gone) & (adapters.c.size_bytes == 0)
+    of_gone = (adapters.c.tenant == tenant) & adapters.c.memory_uid.in_(_gone(tenant, memory)) & (adapters.c.size_bytes == 0)
     delete_adapter_rows(conn, tenant, conn.execute(select(adapters.c.id).where(of_gone)).scalars().all())
 
 

@@ -14,7 +14,7 @@ from memoryd.errors import NotFound
 from memoryd.store.base import Page
 from memoryd.store.ledger_memories import require_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, live, remember, result_of
-from memoryd.store.ledger_taint import delete_example_rows
+from memoryd.store.ledger_taint import delete_example_rows, learned_from
 from memoryd.store.paging import read_page
 from memoryd.store.schema import documents, example_documents, examples
 
@@ -96,7 +96,7 @@ def _add_example(
     this = (examples.c.tenant == tenant) & (examples.c.memory_uid == uid) & (examples.c.sha256 == sha256)
     held = conn.execute(select(examples.c.id).where(this)).scalar()
     if held is not None:
-        _rest(conn, tenant, held, of)
+        learned_from(conn, tenant, held, _rest(conn, tenant, held, of))
         return held, False
     new = {"id": new_id(), "memory": memory, "memory_uid": uid, "sha256": sha256, "origin": origin, "create_time": now()}
     conn.execute(insert(examples), {"tenant": tenant, "question": question, "answer": answer, **new})
@@ -104,14 +104,15 @@ def _add_example(
     return str(new["id"]), True
 
 
-def _rest(conn: Connection, tenant: str, example: str, of: Sequence[str]) -> None:
-    """The example rests on these documents too."""
+def _rest(conn: Connection, tenant: str, example: str, of: Sequence[str]) -> Sequence[str]:
+    """The example rests on these documents too; those that are new to it."""
     this = (example_documents.c.tenant == tenant) & (example_documents.c.example == example)
     held = set(conn.execute(select(example_documents.c.document).where(this)).scalars())
     more = [document for document in dict.fromkeys(of) if document not in held]
     if more:
         rows = [{"tenant": tenant, "example": example, "document": document} for document in more]
         conn.execute(insert(example_documents), rows)
+    return more
 
 
 def _examples(conn: Connection, tenant: str, ids: Sequence[str]) -> list[Example]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import ColumnElement, Connection, delete, select, update
+from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
 from memoryd.core import LEARNING, AdapterState, JobKind, JobState, Stage, memory_name, now
 from memoryd.store.ledger_jobs import insert_job
@@ -51,12 +51,30 @@ def _taint_what_saw(conn: Connection, tenant: str, which: ColumnElement[bool]) -
                 insert_job(conn, tenant, JobKind.LEARN, memory_name(row.memory), {"memory": row.memory})
 
 
+def learned_from(conn: Connection, tenant: str, example: str, more: Sequence[str]) -> None:
+    """The example rests on these documents too: whatever learned from it is tainted by their deletion as well."""
+    this = (examples.c.tenant == tenant) & (examples.c.id == example)
+    learned = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == examples.c.memory_uid) & (adapters.c.job != "")
+    after = adapters.c.gather_time >= examples.c.create_time
+    found = conn.execute(select(adapters.c.id).join(examples, learned & after).where(this)).scalars().all() if more else ()
+    for adapter in found:
+        of_adapter = (adapter_documents.c.tenant == tenant) & (adapter_documents.c.adapter == adapter)
+        held = set(conn.execute(select(adapter_documents.c.document).where(of_adapter)).scalars())
+        rows = [{"tenant": tenant, "adapter": adapter, "document": document} for document in more if document not in held]
+        if rows:
+            conn.execute(insert(adapter_documents), rows)
+            of_row = (adapters.c.tenant == tenant) & (adapters.c.id == adapter)
+            conn.execute(update(adapters).where(of_row).values(documents=adapters.c.documents + len(rows)))
+
+
 def activate_clean(conn: Connection, tenant: str, uid: str, adapter: str) -> None:
     """Serves this adapter of the memory, or its nearest ancestor that is still there and clean; none where there is none."""
     of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
     conn.execute(update(adapters).where(of_memory, adapters.c.state == AdapterState.ACTIVE).values(state=AdapterState.KEPT))
     served = clean_ancestor(conn, tenant, uid, adapter)
-    conn.execute(update(adapters).where(of_memory, adapters.c.id == served).values(state=AdapterState.ACTIVE))
+    # A delete in another memory may taint it just now, where transactions run side by side.
+    clean = of_memory & (adapters.c.id == served) & (adapters.c.state != AdapterState.TAINTED)
+    conn.execute(update(adapters).where(clean).values(state=AdapterState.ACTIVE))
     _mark_learned(conn, tenant, uid, served)
 
 

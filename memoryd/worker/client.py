@@ -154,6 +154,7 @@ class WorkerClient:
                 use_reader=request.use_reader,
                 adapters=[pb.AdapterWeight(adapter=adapter, weight=weight) for adapter, weight in request.adapters],
                 compressor_fingerprint=request.compressor_fingerprint,
+                background=request.background,
             ),
             timeout=timeout,
         )

@@ -144,6 +144,7 @@ def _generation(request: pb.GenerateRequest) -> Generation:
         use_reader=request.use_reader,
         adapters=[(item.adapter, item.weight) for item in request.adapters],
         compressor_fingerprint=request.compressor_fingerprint,
+        background=request.background,
     )
 
 

@@ -142,6 +142,7 @@ class FakeDaemon(
         self.keys: dict[str, Any] = {}
         self.words = ["It ", "leaves ", "at ", "noon."]
         self.word_delay = 0.0
+        self.cites = [0]
         self.job_ends = jobs_pb2.JOB_STATE_SUCCEEDED
         self._numbers = iter(range(1, 1 << 30))
         self._server = grpc.server(futures.ThreadPoolExecutor(16), interceptors=[self.faults])
@@ -263,7 +264,7 @@ class FakeDaemon(
             output_tokens=len(self.words),
             cache_hits={"process": 1},
             finish_reason=1,
-            cited=[0],
+            cited=self.cites,
             adapters=request.adapters,
         )
         yield recall_pb2.AnswerEvent(usage=usage)

@@ -165,6 +165,15 @@ def test_feedback_takes_an_answer_with_what_it_cites(memory: Memory) -> None:
     assert memory.feedback("Noon?", answer, Verdict.GOOD, documents=()).documents == ()
 
 
+def test_feedback_on_an_answer_that_cites_nothing_rests_on_all_that_it_was_given(memory: Memory, fake: FakeDaemon) -> None:
+    """Or its text would stay when what it says is deleted."""
+    document = memory.write(FERRY).document
+    fake.cites = []
+    answer = memory.answer(QUESTION)
+    assert memory.feedback(answer.question, answer, Verdict.GOOD).documents == (document.name,)
+    assert memory.feedback("Noon?", answer, Verdict.CORRECTED, correction="At one.").documents == ()
+
+
 def test_feedback_leaves_out_what_another_memory_holds(client: Client, memory: Memory, unique: str) -> None:
     other = client.memory(f"{unique}-other", create=True)
     other.write(FERRY)

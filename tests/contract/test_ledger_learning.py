@@ -31,12 +31,21 @@ def adapter(
     return made
 
 
-def learned(ledger: Ledger, documents: Sequence[str], parent: str = "", *, activate: bool = True) -> Adapter:
+def learned(
+    ledger: Ledger,
+    documents: Sequence[str],
+    parent: str = "",
+    *,
+    activate: bool = True,
+    gather_time: datetime | None = None,
+    fingerprint: str = "",
+) -> Adapter:
     """As `adapter`, made by a job of learning: one without a job is imported."""
     job = ledger.request_learning("acme", "m", JobKind.LEARN, {}, None)
     while (claimed := ledger.claim_job("w", 60)) and claimed.id != job.id:
         pass  # it is of a document
-    new = Adapter("acme", "m", new_id(), now(), new_id(), "base", "reader", "compressor", 100, parent=parent, job=job.id)
+    made_of = (fingerprint or new_id(), "base", "reader", "compressor", 100)
+    new = Adapter("acme", "m", new_id(), now(), *made_of, parent=parent, job=job.id, gather_time=gather_time)
     made = ledger.add_adapter(new, documents, activate)
     assert made is not None
     assert ledger.finish_job("acme", job.id, "w", {"examples": 3})
@@ -395,6 +404,65 @@ def test_tainted_weights_do_not_come_back(ledger: Ledger) -> None:
     again = Adapter("acme", "m", new_id(), now(), made.fingerprint, "base", "reader", "compressor", 100)
     with pytest.raises(FailedPrecondition, match="deleted"):
         ledger.add_adapter(again, [], False)
+
+
+def test_what_is_learned_anew_may_come_out_the_same(ledger: Ledger) -> None:
+    """Where what was deleted had no part in the weights, say because it was only judged by: they are clean now."""
+    memory(ledger)
+    made = learned(ledger, [write(ledger).document.id])
+    (document,) = [d.id for d in ledger.list_documents("acme", "m", 10, "").items]
+    ledger.delete_document("acme", "m", document, None)
+    again = learned(ledger, [], fingerprint=made.fingerprint)
+    assert (again.fingerprint, active(ledger)) == (made.fingerprint, again.id)
+
+
+def test_an_example_that_gains_a_document_taints_what_has_learned_it(ledger: Ledger) -> None:
+    memory(ledger)
+    before, document = write(ledger).document.id, write(ledger).document.id
+    older = learned(ledger, [before], gather_time=now())
+    ledger.add_examples("acme", "m", [(Q, A, [])], Origin.SUPPLIED, None)
+    knows = learned(ledger, [before], older.id, gather_time=now())
+    ledger.add_examples("acme", "m", [(Q, A, [document])], Origin.SUPPLIED, None)
+    ledger.add_examples("acme", "m", [(Q, A, [before, document])], Origin.SUPPLIED, None)
+    assert ledger.get_adapter("acme", "m", knows.id).documents == 2
+    ledger.delete_document("acme", "m", document, None)
+    assert (state(ledger, knows), state(ledger, older)) == (AdapterState.TAINTED, AdapterState.ACTIVE)
+
+
+def test_an_example_that_gained_a_document_while_it_was_learned_counts_too(ledger: Ledger) -> None:
+    memory(ledger)
+    document = write(ledger).document.id
+    ledger.add_examples("acme", "m", [(Q, A, [])], Origin.SUPPLIED, None)
+    gathered = now()
+    ledger.add_examples("acme", "m", [(Q, A, [document])], Origin.SUPPLIED, None)
+    knows = learned(ledger, [], gather_time=gathered)
+    ledger.delete_document("acme", "m", document, None)
+    assert state(ledger, knows) is AdapterState.TAINTED
+
+
+def test_tainted_adapters_are_counted_for_each_delete(ledger: Ledger) -> None:
+    """Whichever of them has erased their bytes."""
+    memory(ledger)
+    first, second, third = (write(ledger).document.id for _ in range(3))
+    both = adapter(ledger, [first, second])
+    adapter(ledger, [second], both.id)
+    for document, count in ((third, 0), (first, 1), (second, 2)):
+        ledger.delete_document("acme", "m", document, None)
+        assert ledger.count_tainted("acme", "m", [document]) == count
+    ledger.purged_adapter("acme", both.id)
+    assert ledger.count_tainted("acme", "m", [first]) == 1
+    assert ledger.count_tainted("globex", "m", [first, second]) == 0
+
+
+def test_all_adapters_of_a_deleted_memory_are_counted(ledger: Ledger) -> None:
+    memory(ledger)
+    memory(ledger, "n")
+    document = write(ledger).document.id
+    adapter(ledger, [])
+    adapter(ledger, [document], memory="n")
+    adapter(ledger, [], memory="n")
+    ledger.delete_memory("acme", "m", None)
+    assert ledger.count_tainted("acme", "m", [document]) == 2
 
 
 def test_an_adapter_that_another_memory_imported_is_tainted_there(ledger: Ledger) -> None:

@@ -66,6 +66,7 @@ NOTHING: dict[str, Callable[[Ledger, str, str], object]] = {
     "finish_job": lambda ledger, d, j: ledger.finish_job("other", j, "w", {}),
     "fail_job": lambda ledger, d, j: ledger.fail_job("other", j, "w", "x", now() + timedelta(hours=1)),
     "active_adapters": lambda ledger, d, j: ledger.active_adapters("other", ["m"]),
+    "count_tainted": lambda ledger, d, j: ledger.count_tainted("other", "gone", [d]),
     "tainted_adapters": lambda ledger, d, j: ledger.tainted_adapters("other"),
     "adapter_of_job": lambda ledger, d, j: ledger.adapter_of_job("other", j),
     "purged_adapter": lambda ledger, d, j: ledger.purged_adapter("other", _adapter(ledger)),

@@ -160,9 +160,6 @@ def test_the_least_recently_used_makes_room(folder: Path, base: BaseModel) -> No
 
 def test_those_in_use_stay_and_what_does_not_fit_beside_them_is_refused(folder: Path, base: BaseModel) -> None:
     adapters = Adapters(base)
-    bank = Bank(adapters, capacity=1)
-    with pytest.raises(ResourceExhausted, match="no room"):
-        bank.load("a", *files(folder / "a"))
     adapters.load("x", folder / "a")
     bank = Bank(adapters, capacity=adapters.size("x"))
     bank.load("a", *files(folder / "a"))
@@ -170,6 +167,16 @@ def test_those_in_use_stay_and_what_does_not_fit_beside_them_is_refused(folder: 
         bank.load("c", *files(folder / "c"), in_use={"memory/a"})
     bank.blend([("a", 1.0)])
     bank.load("c", *files(folder / "c"))
+    with pytest.raises(FailedPrecondition, match="not loaded: a"):
+        bank.blend([("a", 1.0)])
+
+
+def test_what_would_not_fit_alone_is_refused_for_good(folder: Path, base: BaseModel) -> None:
+    """There is nothing to wait for."""
+    bank = Bank(Adapters(base), capacity=1)
+    with pytest.raises(FailedPrecondition, match="lower learn_rank") as refused:
+        bank.load("a", *files(folder / "a"))
+    assert refused.value.reason == "ADAPTER_TOO_LARGE"
     with pytest.raises(FailedPrecondition, match="not loaded: a"):
         bank.blend([("a", 1.0)])
 

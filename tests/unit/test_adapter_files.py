@@ -199,6 +199,18 @@ def test_a_file_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             unpack_files(tar(made))
 
 
+@pytest.mark.parametrize("name", [LINEAGE, CURVE])
+def test_what_is_read_as_a_whole_has_a_limit_of_its_own(name: str) -> None:
+    """A curve of zeros takes next to nothing in an archive, and gigabytes once it is read."""
+    with pytest.raises(InvalidArgument, match=f"its {name} has more than"):
+        unpack_files(tar({**PLAIN, name: b" " * (17 << 20)}, "w:gz"))
+
+
+def test_a_lineage_of_very_many_documents_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="more than 200000 documents"):
+        named_documents({"documents": ["memories/m/documents/d"] * 200_001})
+
+
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
 def test_a_small_archive_of_very_much_is_refused(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even what is passed over is taken out of it."""

@@ -15,14 +15,14 @@ import pytest
 from memoryd.api import convert
 from memoryd.core import AdapterState, Example, Job, JobKind, JobState, Origin, now
 from memoryd.engine.request import LearnEvent, Learning, LearnSettings
-from memoryd.errors import FailedPrecondition, Unavailable
+from memoryd.errors import FailedPrecondition, InvalidArgument, Unavailable
 from memoryd.jobs import JobRunner
 from memoryd.learn import checkpoint
 from memoryd.learn.adapter_files import CONFIG, WEIGHTS
 from memoryd.learn.contexts import Found, Packs
 from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.job import LearnJob
-from memoryd.learn.judge import is_held_out
+from memoryd.learn.judge import LEAST, is_held_out
 from memoryd.learn.learner import RESULT
 from memoryd.learn.runs import Runs
 from memoryd.learn.soft_packing import SoftPack
@@ -67,10 +67,22 @@ class Trainer(Worker):
 
 
 class Contexts:
-    """Finds nothing: an example is shown with the documents that it rests on."""
+    """Finds nothing: an example is shown with the documents that it rests on. Where it `asks`, which is told how often it was
+    searched, it finds something, but all questions are too long."""
+
+    def __init__(self) -> None:
+        self.asks: Callable[[int], None] | None = None
+        self.searches = 0
 
     async def find(self, tenant: str, memory: str, examples: Sequence[Example], step: Callable[[int], None]) -> list[Found]:
-        return [Found(example, []) for example in examples]
+        self.searches += 1
+        something: Any = object()
+        return [Found(example, [something] if self.asks else []) for example in examples]
+
+    def prompt(self, tenant: str, mode: object, one: Found, max_tokens: int) -> tuple[Any, Any]:
+        assert self.asks
+        self.asks(self.searches)
+        raise InvalidArgument("the question alone is too long")
 
     def packs(self, tenant: str, found: Sequence[Found], modes: Sequence[object], passes: int) -> Packs:
         packs = [SoftPack((), ((1,),), (((2,), (3,)),)) for _ in found]
@@ -86,6 +98,7 @@ class School:
     lab: Lab = field(init=False)
     worker: Trainer = field(init=False)
     runner: JobRunner = field(init=False)
+    contexts: Contexts = field(init=False, default_factory=Contexts)
 
     def __post_init__(self) -> None:
         self.lab, self.worker, cache = Lab(self.folder), Trainer(), MemoryCache()
@@ -94,7 +107,7 @@ class School:
         self.runs = Runs(self.lab.ledger, AdapterEraser(self.adapters, self.lab.blobs, cache), self.folder / "runs")
 
     async def start(self) -> None:
-        contexts: Any = Contexts()
+        contexts: Any = self.contexts
         parts = (self.lab.ledger, self.lab.blobs, models(self.worker), contexts, self.adapters, self.runs)
         learning = LearnJob(*parts, LearnSettings(epochs=1), 1, self.keep)
         self.runner = JobRunner(self.lab.ledger, slots=2, lease_seconds=0.4, attempts=3)
@@ -308,6 +321,29 @@ async def test_older_adapters_are_retired_after_a_new_one_is_recorded(tmp_path: 
         assert ("unload", made[0]) in school.worker.calls
     finally:
         await school.stop()
+
+
+async def test_a_question_that_is_too_long_to_be_asked_is_judged_as_a_refusal(school: School) -> None:
+    school.teach(count=80)
+    asked: list[int] = []
+    school.contexts.asks = asked.append
+    done = await school.learned()
+    assert (done.attempts, done.receipt["activated"]) == (1, 0)
+    assert len(asked) == 2 * int(done.receipt["held_out"]) >= 2 * LEAST
+
+
+async def test_of_a_judging_that_fails_again_and_again_one_result_lies_in_blobs(school: School) -> None:
+    school.teach(count=80)
+    lie: list[int] = []
+
+    def asks(tries: int) -> None:
+        lie.append(len(school.blobs))
+        if tries < 3:
+            raise Unavailable("the worker restarts", reason="WORKER_DOWN")
+
+    school.contexts.asks = asks
+    done = await school.learned()
+    assert (done.attempts, set(lie)) == (3, {1})
 
 
 async def test_while_it_trains_it_tells_its_loss_and_what_is_left(school: School) -> None:

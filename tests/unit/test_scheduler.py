@@ -67,6 +67,56 @@ def test_positions_bound_who_decodes_but_one_sequence_always_fits() -> None:
     assert scheduler.next() == Prefill(2, 0, 10, True)
 
 
+def test_what_nobody_waits_for_is_overtaken_but_not_for_ever() -> None:
+    scheduler = Scheduler(Limits(rows=1))
+    scheduler.add_sequence(0, 10, 1, background=True)
+    for call in range(1, 40):
+        scheduler.add_sequence(call, 10, 1)
+    order = _begun(scheduler)
+    assert order == [*range(1, 17), 0, *range(17, 40)]
+
+
+def test_of_what_nobody_waits_for_the_first_goes_first() -> None:
+    scheduler = Scheduler(Limits(rows=1))
+    for call, background in ((1, True), (2, False), (3, True), (4, False)):
+        scheduler.add_sequence(call, 10, 1, background)
+    assert _begun(scheduler) == [2, 4, 1, 3]
+
+
+def test_a_prompt_that_is_begun_is_not_overtaken() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.add_sequence(1, 250, 10, background=True)
+    assert scheduler.next() == Prefill(1, 0, 100, False)
+    scheduler.add_sequence(2, 10, 10)
+    assert scheduler.next() == Prefill(1, 100, 200, False)
+
+
+def test_what_nobody_waits_for_leaves_half_of_the_rows_to_others() -> None:
+    scheduler = Scheduler(Limits(rows=4))
+    for call in range(4):
+        scheduler.add_sequence(call, 10, 10, background=True)
+    for _ in range(10):
+        step = scheduler.next()
+    assert step == Decode((0, 1))
+    scheduler.add_sequence(4, 10, 10)
+    scheduler.add_sequence(5, 10, 10)
+    for _ in range(10):
+        step = scheduler.next()
+    assert step == Decode((0, 1, 4, 5))
+
+
+def _begun(scheduler: Scheduler) -> list[int]:
+    """Calls in the order in which their prompts begin; each ends with its first token."""
+    order: list[int] = []
+    while step := scheduler.next():
+        if isinstance(step, Prefill):
+            order.append(step.call)
+        elif isinstance(step, Decode):
+            for call in step.calls:
+                scheduler.end(call)
+    return order
+
+
 def test_items_go_in_micro_batches_bounded_with_their_padding() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add_items(Work.COMPRESS, [Item(1, i, tokens) for i, tokens in enumerate((10, 20, 20, 30, 500, 1))])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from memoryd.core import Document, Example, Job, JobKind, Origin
 from memoryd.engine.request import GenerateEvent, Generation
 from memoryd.engine.tokenizer import TextTokenizer
-from memoryd.jobs import Progress
+from memoryd.errors import InvalidArgument, Unavailable
+from memoryd.jobs import NotYet, Progress
 from memoryd.learn.study import DEFAULT_EXAMPLES, Asked, StudyJob, tells
 from memoryd.recall.prompt import REFUSAL
 from memoryd.store.texts import Texts
@@ -33,10 +34,17 @@ class Asking:
         self.of: dict[str, Pairs] = {}
         self.asked: list[tuple[str, str]] = []
         self.then: Callable[[int], object] = lambda count: None
+        self.refuses: set[int] = set()
+        """Passages, by the order in which they come."""
+        self.stands: asyncio.Event | None = None
 
     async def ask(self, text: str, title: str) -> Asked:
         self.asked.append((text, title))
+        if len(self.asked) - 1 in self.refuses:
+            raise InvalidArgument("the teacher refuses a passage")
         self.then(len(self.asked))
+        if self.stands:
+            await self.stands.wait()
         return Asked(self.of.get(text, []), prompt_tokens=100, output_tokens=10)
 
 
@@ -118,6 +126,7 @@ async def test_what_the_reader_finds_again_becomes_an_example_of_its_document(st
         "examples": 3,
         "prompt_tokens": 200,
         "output_tokens": 20,
+            "refused": 0,
     }
 
 
@@ -271,6 +280,44 @@ async def test_it_does_not_read_on_for_ever_where_few_questions_are_good(study: 
     receipt = await study.run(max_examples=str(most))
     assert receipt["passages"] == len(study.asker.asked) == read, "three passages for each that is wanted, and 24 at least"
     assert receipt["unanswerable"] == read
+
+
+async def test_a_passage_that_the_teacher_refuses_is_passed_over(study: Study) -> None:
+    study.write_towns(6)
+    study.asker.refuses = {2, 3}
+    receipt = await study.run()
+    assert (receipt["passages"], receipt["examples"], receipt["refused"]) == (4, 4, 2)
+
+
+async def test_a_teacher_that_takes_no_passage_is_no_teacher(study: Study) -> None:
+    study.write_towns(6)
+    study.asker.refuses = set(range(6))
+    with pytest.raises(InvalidArgument):
+        await study.run()
+    assert len(study.asker.asked) == 3
+
+
+async def test_one_memory_studies_at_a_time(study: Study) -> None:
+    study.write_towns(1)
+    study.asker.stands, begun = asyncio.Event(), asyncio.Event()
+    study.asker.then = lambda count: begun.set()
+    handler, job = study.handler(), study.job()
+    first = asyncio.create_task(handler(job, Progress(job, lambda: None)))
+    await begun.wait()
+    with pytest.raises(NotYet):
+        await handler(job, Progress(job, lambda: None))
+    study.asker.stands.set()
+    assert (await first)["examples"] == 1
+
+
+async def test_what_was_paid_for_is_counted_though_the_passage_is_read_again(study: Study) -> None:
+    study.write_towns(1)
+    study.worker.failures = [Unavailable("the worker restarts", reason="WORKER_DOWN")]
+    job = study.job()
+    progress = Progress(job, lambda: None)
+    with pytest.raises(Unavailable):
+        await study.handler()(job, progress)
+    assert progress.job.receipt["prompt_tokens"] == 100
 
 
 async def test_passages_come_in_an_order_of_the_jobs_own_that_stays(study: Study) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memoryd.errors import FailedPrecondition, MemorydError, Unavailable
+from memoryd.errors import FailedPrecondition, InvalidArgument, MemorydError, Unavailable
 from memoryd.learn.study import Asked
 from memoryd.learn.teacher import Teacher, read_pairs
 
@@ -130,13 +130,24 @@ async def test_one_that_is_busy_or_down_is_tried_again_later(endpoint: Endpoint,
     assert len(endpoint.seen) == 1, "to try again is the job's"
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [401, 403, 404, 409])
 async def test_one_that_refuses_says_what_to_check(endpoint: Endpoint, status: int) -> None:
     endpoint.status, endpoint.body = status, json.dumps({"error": {"message": f"bad: {TEXT} {KEY}"}}).encode()
     error = await refused(endpoint)
     assert isinstance(error, FailedPrecondition)
     assert error.reason == "TEACHER_REFUSES"
     assert error.message == f"the teacher refuses with {status}: check teacher_url, teacher_model and teacher_key"
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_one_that_refuses_what_was_sent_says_so(endpoint: Endpoint, status: int) -> None:
+    endpoint.status, endpoint.body = status, json.dumps({"error": {"message": f"bad: {TEXT} {KEY}"}}).encode()
+    error = await refused(endpoint)
+    assert isinstance(error, InvalidArgument)
+    assert (error.reason, error.message) == (
+        "TEACHER_REFUSES_PASSAGE",
+        f"the teacher refuses a passage with {status}: check teacher_model",
+    )
 
 
 @pytest.mark.parametrize(

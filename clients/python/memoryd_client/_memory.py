@@ -192,11 +192,14 @@ class AsyncMemory:
         rather say that it does not know.
 
         `answer`: its text, or the answer itself, read to its end. `documents`: those of this memory that it rests on;
-        where None, those that the answer itself cites."""
+        where None, those that the answer itself cites; of a good one that cites none, all that it was given."""
         if not isinstance(answer, str):
             if documents is None:
-                cited = [source.document for source in await answer.cited]
-                documents = dict.fromkeys(name for name in cited if name.startswith(f"{self.name}/"))
+                sources = await answer.cited
+                if not sources and verdict is Verdict.GOOD:  # its text is of some of them
+                    sources = await answer.sources
+                names = [source.document for source in sources]
+                documents = dict.fromkeys(name for name in names if name.startswith(f"{self.name}/"))
             answer = await answer.text
         return _convert.example(
             await self._learn(

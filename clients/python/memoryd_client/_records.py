@@ -94,6 +94,8 @@ class StudyReceipt:
     """Tokens that it wrote."""
     teacher: str
     """Who made the questions: the local model, or the teacher that the operator configured."""
+    refused: int
+    """Passages that the teacher refused, by a content filter say: nothing was asked of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
