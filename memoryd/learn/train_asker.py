@@ -119,20 +119,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default=EMBEDDED_MODEL)
     parser.add_argument("--data-dir", type=Path, default=Path("~/.memoryd").expanduser(), help="converted base models")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the base model")
     parser.add_argument("--assets", type=Path, default=ASKERS, help="where the result is written")
     options = parser.parse_args(argv)
     import torch
 
     torch.set_num_threads(options.threads)
     try:
-        train(options.name, options.packs, options.data, options.out, options.data_dir, options.assets)
+        train(options.name, options.packs, options.data, options.out, options.data_dir, options.assets, options.dtype)
     except (MemorydError, OSError) as error:
         print(f"train_asker: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def train(name: str, count: int, data: Path, out: Path, data_dir: Path, assets: Path) -> None:
+def train(name: str, count: int, data: Path, out: Path, data_dir: Path, assets: Path, dtype: str = "float32") -> None:
     """Train on `count` packs, or go on with the run in `out`, and write the asker of the base model `name` into `assets`.
 
     FailedPrecondition where the run in `out` is another one; InvalidArgument where `data` has too few articles.
@@ -143,7 +144,7 @@ def train(name: str, count: int, data: Path, out: Path, data_dir: Path, assets: 
     from memoryd.learn.learner import RESULT
 
     path = ensure_base_model(name, data_dir)
-    base = load_base_model(path)
+    base = load_base_model(path, dtype)
     adapters, tokenizer = Adapters(base), TextTokenizer(path)
     settings = LearnSettings(8, 16.0, ALL_LINEAR, 5e-4, epochs=1, batch=4)
     shown, hidden = split(passages_of(data, tokenizer), settings.seed)

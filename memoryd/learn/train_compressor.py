@@ -59,23 +59,26 @@ def train(
     model: str = "the base model",
     hardware: str = "a CPU",
     start: Path | None = None,
+    dtype: str = "auto",
     say: Callable[[str], None] = print,
 ) -> Progress:
     """Train until the recipe's end, or until `minutes` are over or step `stop_at` is reached, to go on later.
 
     `path` is the base model's directory; `corpus` holds texts, `qa` questions (see `reader_data`); checkpoints, metrics and
-    curves go to `out`, and what was trained so far to `out`/compressor. `model` and `hardware` are for its card. A run begins
-    from the compressor in `start`, an earlier run's or the one that ships; without, from first weights.
+    curves go to `out`, and what was trained so far to `out`/compressor. `dtype` is the base model's (auto: bfloat16 on a GPU,
+    else float32); what learns is always float32. `model` and `hardware` are for its card. A run begins from the compressor in
+    `start`, an earlier run's or the one that ships; without, from first weights.
 
     A run that is found in `out` goes on where base model, data and recipe are those that it was begun with; where they are
-    not, FailedPrecondition names what differs. What may differ is what changes no result (device, threads, `micro`, where the
-    data lies, how often a checkpoint is made), and what is not done yet: the number of steps of the stage that is under way,
-    and the stages after it. A run that is over may so be made longer.
+    not, FailedPrecondition names what differs. What may differ is what changes next to nothing (device, dtype, threads,
+    `micro`, where the data lies, how often a checkpoint is made), and what is not done yet: the number of steps of the stage
+    that is under way, and the stages after it. A run that is over may so be made longer.
     """
     import torch
 
     out.mkdir(parents=True, exist_ok=True)
-    base = load_base_model(path, "bfloat16" if device.startswith("cuda") else "float32", device)
+    usual = "bfloat16" if device.startswith("cuda") else "float32"
+    base = load_base_model(path, usual if dtype == "auto" else dtype, device)
     facts = {"base_fingerprint": base.fingerprint, "corpus_sha256": sha256_of(corpus), "qa_sha256": sha256_of(qa)}
     weights = sha256_of_files(start, sorted(start.rglob("*.safetensors"))) if start else ""
     facts["start"] = f"weights of SHA-256 {weights}" if start else "first weights"

@@ -126,7 +126,7 @@ async def test_what_the_reader_finds_again_becomes_an_example_of_its_document(st
         "examples": 3,
         "prompt_tokens": 200,
         "output_tokens": 20,
-            "refused": 0,
+        "refused": 0,
     }
 
 

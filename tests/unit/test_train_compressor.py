@@ -98,6 +98,17 @@ def test_it_goes_on_where_it_stood_and_is_served(model: Path, corpus: Path, fold
     assert compressor.compress([list(range(5, 30))])[0].shape == (4, base.d_model)
 
 
+@pytest.mark.parametrize("kind", ["pooled", "autocompressor"])
+def test_in_bfloat16_it_learns_about_the_same(model: Path, corpus: Path, folder: Path, tmp_path: Path, kind: str) -> None:
+    """And goes on in the other: what learns is float32 in both."""
+    recipe = replace(RECIPE.scaled(0.3), kind=kind)
+    for name, dtypes in (("whole", ("float32", "float32")), ("parts", ("bfloat16", "float32"))):
+        for dtype, until in zip(dtypes, (2, None), strict=True):
+            train(model, recipe, corpus, folder, tmp_path / name, stop_at=until, dtype=dtype, say=lambda _: None)
+    for one, other in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        assert losses(one) == pytest.approx(losses(other), rel=0.05)
+
+
 @pytest.mark.parametrize(("kind", "segment", "slots"), [("autocompressor", 1536, 50), ("icae", 512, 128)])
 def test_slot_compressors_are_trained_too(
     model: Path, corpus: Path, folder: Path, tmp_path: Path, kind: str, segment: int, slots: int
