@@ -31,6 +31,7 @@ _FOUND_AGAIN = 0.6  # F1 of what the reader answers with what the asker says
 _ALIKE = 0.75  # share of words that two questions have in common, to be the same one
 _ANSWER_TOKENS = 48
 _REFUSED = 3  # passages that a teacher may refuse before it has taken any
+_AT_A_TIME = 4  # memories
 _PAGE = 256
 
 
@@ -54,19 +55,20 @@ class Asker(Protocol):
 
 
 class StudyJob:
-    """Handles JobKind.STUDY. Resumable at every passage: what was added stays. One memory studies at a time."""
+    """Handles JobKind.STUDY. Resumable at every passage: what was added stays. A few memories study at a time, the
+    others wait."""
 
     def __init__(self, ledger: Ledger, texts: Texts, models: Models, asker: Asker) -> None:
         self._ledger = ledger
         self._texts = texts
         self._models = models
         self._asker = asker
-        self._one_at_a_time = asyncio.Lock()
+        self._slots = asyncio.Semaphore(_AT_A_TIME)
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
-        if self._one_at_a_time.locked():
+        if self._slots.locked():
             raise NotYet
-        async with self._one_at_a_time:
+        async with self._slots:
             return await self._run(job, progress)
 
     async def _run(self, job: Job, progress: Progress) -> Mapping[str, str | int]:

@@ -297,17 +297,18 @@ async def test_a_teacher_that_takes_no_passage_is_no_teacher(study: Study) -> No
     assert len(study.asker.asked) == 3
 
 
-async def test_one_memory_studies_at_a_time(study: Study) -> None:
+async def test_four_memories_study_at_a_time(study: Study) -> None:
     study.write_towns(1)
     study.asker.stands, begun = asyncio.Event(), asyncio.Event()
-    study.asker.then = lambda count: begun.set()
+    study.asker.then = lambda count: begun.set() if count == 4 else None
     handler, job = study.handler(), study.job()
-    first = asyncio.create_task(handler(job, Progress(job, lambda: None)))
+    running = [asyncio.create_task(handler(job, Progress(job, lambda: None))) for _ in range(4)]
     await begun.wait()
     with pytest.raises(NotYet):
         await handler(job, Progress(job, lambda: None))
     study.asker.stands.set()
-    assert (await first)["examples"] == 1
+    await asyncio.gather(*running)
+    assert (await handler(job, Progress(job, lambda: None)))["passages"] == 1
 
 
 async def test_what_was_paid_for_is_counted_though_the_passage_is_read_again(study: Study) -> None:
