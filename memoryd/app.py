@@ -34,7 +34,7 @@ from memoryd.core import DEFAULT_TENANT, JobKind
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import MemorydError, Unavailable
-from memoryd.forget import EraseJob, reclaim
+from memoryd.forget import EraseJob, owns, reclaim
 from memoryd.jobs import JobRunner
 from memoryd.learn.asker import LocalAsker
 from memoryd.learn.contexts import ContextMaker
@@ -230,9 +230,6 @@ class Daemon:
     async def _recover(self, parts: Parts) -> None:
         """What an earlier daemon may have left undone, besides its jobs, which come back by themselves."""
         await asyncio.to_thread(parts.ledger.ensure_tenant, DEFAULT_TENANT)
-        swept = await asyncio.to_thread(parts.blobs.sweep, _ABANDONED_SECONDS)
-        if swept:
-            self._log.info("removed what unfinished uploads left", files=swept)
 
     async def _work(self, parts: Parts) -> None:
         """Jobs, after a look at whether the index was lost: once they run, a few new vectors would hide that."""
@@ -288,7 +285,22 @@ class Daemon:
             self._log.info("documents are compressed anew", documents=first)
 
     async def _reclaim(self, parts: Parts) -> None:
-        """What an earlier daemon's writes left that were cut off before their rows: text that nobody could forget."""
+        """Every hour, what writes left that were cut off, by a kill say: text that nobody could forget."""
+        while True:
+            try:
+                await self._reclaim_once(parts)
+            except MemorydError as error:
+                self._log.warning("what cut-off writes left is not removed now", reason=error.reason)
+            await asyncio.sleep(_ABANDONED_SECONDS)
+
+    async def _reclaim_once(self, parts: Parts) -> None:
+        if swept := await asyncio.to_thread(parts.blobs.sweep, _ABANDONED_SECONDS):
+            self._log.info("removed what unfinished uploads left", files=swept)
+        if not await asyncio.to_thread(owns, parts.ledger, parts.blobs):
+            self._log.warning(
+                "the blobs are another ledger's: none is removed. Is this the right database_url, data_dir and blob_url?"
+            )
+            return
         token = ""
         while True:
             page = await asyncio.to_thread(parts.ledger.list_tenants, 1000, token)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 
-from memoryd.core import Job, document_prefix, made_at, now
+from memoryd.core import DEFAULT_TENANT, Job, document_prefix, made_at, now
 from memoryd.errors import NotFound
 from memoryd.jobs import JobRunner, NotYet, Progress
 from memoryd.learn.eraser import AdapterEraser
@@ -24,6 +25,25 @@ from memoryd.recall.underway import AnswersUnderWay
 from memoryd.store.base import Blobs, Cache, Index, Ledger
 
 _PATIENCE_SECONDS = 600.0
+_LOOKED_AT = 1000  # documents
+
+
+_MARK = ("_ledger", "_ledger/mark")
+"""A tenant that no caller can have, and its blob that says whose these blobs are."""
+
+
+def owns(ledger: Ledger, blobs: Blobs) -> bool:
+    """Whether the blobs are this ledger's, so that what it has no row of is nobody's. The first ledger that has any documents
+    there, or finds none, puts its mark there: a new ledger, or another installation's, does not. Blocks."""
+    mark = ledger.get_tenant(DEFAULT_TENANT).create_time.isoformat().encode()
+    try:
+        return blobs.get(*_MARK) == mark
+    except NotFound:
+        held = list(islice((document for _, document in blobs.documents(DEFAULT_TENANT)), _LOOKED_AT))
+        if held and not ledger.recorded(DEFAULT_TENANT, held):
+            return False
+        blobs.put(*_MARK, mark)
+        return True
 
 
 def reclaim(ledger: Ledger, blobs: Blobs, tenant: str, older_than_seconds: float) -> int:
@@ -84,10 +104,11 @@ class EraseJob:
             counts["cache_keys"] += await asyncio.to_thread(self._cache.delete_prefix, gone.tenant, cache_prefix(gone.id))
             prefix = document_prefix(gone.tenant, gone.memory, gone.id)
             counts["blobs"] += await asyncio.to_thread(self._blobs.delete_prefix, gone.tenant, prefix)
+        counts["documents"] = max(counts["documents"], len(doomed))
         progress.note(**counts)
-        documents = await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, [d.id for d in doomed])
+        await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, [d.id for d in doomed])
         progress.show("erase", len(doomed), len(doomed))
-        return {"documents": documents, **{name: counts[name] for name in ("blobs", "vectors", "cache_keys", "adapters")}}
+        return {name: counts[name] for name in ("documents", "blobs", "vectors", "cache_keys", "adapters")}
 
     async def _erase_learned(self, tenant: str) -> dict[str, int]:
         """What tainted adapters are made of, and the runs that have seen what is deleted."""

@@ -32,7 +32,8 @@ def configure(level: str = "info", format: str = "auto") -> None:
     """Sets up the process's logging, to stderr. `format` is json, console, or auto (console on a terminal)."""
     console = format == "console" or (format == "auto" and sys.stderr.isatty())
     rendering: list[Any] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Never with the values of local variables, which are keys and texts: the usual formatter shows them.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )

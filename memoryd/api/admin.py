@@ -9,11 +9,11 @@ from google.protobuf import empty_pb2
 
 from memoryd.api import caller, convert
 from memoryd.api.auth import hash_secret, new_secret
+from memoryd.api.pages import USUAL
 from memoryd.store.base import Ledger
 from memoryd.usage import UsageMeter
 from memoryd.v1 import admin_pb2, admin_pb2_grpc
 
-_PAGE = 100
 _SHOWN = 11  # characters of a key that may be shown again: `mk_` and 8 more
 
 
@@ -35,7 +35,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def ListTenants(self, request: admin_pb2.ListTenantsRequest, context: Any) -> admin_pb2.ListTenantsResponse:
         caller.require_admin()
-        page = await asyncio.to_thread(self._ledger.list_tenants, request.page_size or _PAGE, request.page_token)
+        page = await asyncio.to_thread(self._ledger.list_tenants, request.page_size or USUAL, request.page_token)
         return admin_pb2.ListTenantsResponse(tenants=[convert.tenant(t) for t in page.items], next_page_token=page.next_token)
 
     async def CreateApiKey(self, request: admin_pb2.CreateApiKeyRequest, context: Any) -> admin_pb2.CreateApiKeyResponse:

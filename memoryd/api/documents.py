@@ -11,6 +11,7 @@ from google.longrunning import operations_pb2
 from memoryd import core
 from memoryd.api import convert
 from memoryd.api.caller import tenant
+from memoryd.api.pages import USUAL, fitting
 from memoryd.compress.conversation import render_conversation
 from memoryd.errors import InvalidArgument
 from memoryd.jobs import JobRunner
@@ -20,7 +21,6 @@ from memoryd.store.base import Blobs, Ledger, Written
 from memoryd.v1 import memory_pb2, memory_pb2_grpc
 from memoryd.write import DocumentWriter
 
-_PAGE = 100
 _INLINE = 1 << 20  # bytes of text that GetDocument returns at most
 
 
@@ -124,16 +124,13 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
         return convert.document(document, data.decode("utf-8", "strict" if whole else "ignore"), truncated=not whole)
 
     async def ListDocuments(self, request: memory_pb2.ListDocumentsRequest, context: Any) -> memory_pb2.ListDocumentsResponse:
-        page = await asyncio.to_thread(
-            self._ledger.list_documents,
-            tenant(),
-            convert.last(request.parent),
-            request.page_size or _PAGE,
-            request.page_token,
-        )
-        return memory_pb2.ListDocumentsResponse(
-            documents=[convert.document(d) for d in page.items], next_page_token=page.next_token
-        )
+        async def read(size: int) -> memory_pb2.ListDocumentsResponse:
+            memory = convert.last(request.parent)
+            page = await asyncio.to_thread(self._ledger.list_documents, tenant(), memory, size, request.page_token)
+            documents = [convert.document(d) for d in page.items]
+            return memory_pb2.ListDocumentsResponse(documents=documents, next_page_token=page.next_token)
+
+        return await fitting(request.page_size or USUAL, read)
 
     async def DeleteDocument(self, request: memory_pb2.DeleteDocumentRequest, context: Any) -> operations_pb2.Operation:
         memory, document = convert.child_ids(request.name)

@@ -23,6 +23,8 @@ from memoryd.errors import InvalidArgument, MemorydError
 
 _OPEN = ("/grpc.health.v1.", "/grpc.reflection.")  # no key needed, nothing of a tenant in them
 _DOMAIN = "memoryd"
+_MOST_VIOLATIONS = 16  # that are named: a status travels in metadata, of which gRPC takes 8 KiB
+_LONGEST_KEY = 32  # characters of a map's key
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -102,12 +104,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 
 def validate(request: Any) -> None:
-    """Applies the proto's own rules. InvalidArgument names every field that breaks one, and how; never its value."""
+    """Applies the proto's own rules. InvalidArgument names the fields that break one, the first of many, and how; never
+    their values."""
     violations = protovalidate.collect_violations(request)
     if not violations:
         return
-    fields = [(_path(v.proto.field), v.proto.message) for v in violations]
-    error = InvalidArgument("; ".join(f"{field}: {why}" if field else why for field, why in fields), reason="INVALID_FIELD")
+    fields = [(_path(v.proto.field), v.proto.message) for v in violations[:_MOST_VIOLATIONS]]
+    more = len(violations) - len(fields)
+    said = [f"{field}: {why}" if field else why for field, why in fields] + ([f"and {more} more"] if more else [])
+    error = InvalidArgument("; ".join(said), reason="INVALID_FIELD")
     error.violations = fields
     raise error
 
@@ -127,7 +132,9 @@ def _path(field: Any) -> str:
         out += ("." if out else "") + element.field_name
         if subscript is not None:
             value = subscript.value
-            out += f'["{value}"]' if isinstance(value, str) else f"[{value}]"  # a key of a map, or a place in a list
+            out += (
+                f'["{value[:_LONGEST_KEY]}"]' if isinstance(value, str) else f"[{value}]"
+            )  # a key of a map, or a place in a list
     return out
 
 

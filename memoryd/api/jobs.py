@@ -12,12 +12,12 @@ from google.protobuf import empty_pb2
 
 from memoryd.api import convert
 from memoryd.api.caller import tenant
+from memoryd.api.pages import USUAL
 from memoryd.errors import InvalidArgument
 from memoryd.jobs import JobRunner
 from memoryd.store.base import Ledger
 from memoryd.v1 import jobs_pb2, jobs_pb2_grpc
 
-_PAGE = 100
 _WAIT_SECONDS = 30.0
 
 
@@ -52,7 +52,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     async def ListOperations(self, request: Any, context: Any) -> operations_pb2.ListOperationsResponse:
         if request.page_size < 0 or request.page_size > 1000:
             raise InvalidArgument("page_size: must be between 0 and 1000", reason="INVALID_FIELD")
-        page = await asyncio.to_thread(self._ledger.list_jobs, tenant(), request.page_size or _PAGE, request.page_token)
+        page = await asyncio.to_thread(self._ledger.list_jobs, tenant(), request.page_size or USUAL, request.page_token)
         return operations_pb2.ListOperationsResponse(
             operations=[convert.operation(j) for j in page.items], next_page_token=page.next_token
         )
@@ -64,7 +64,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     async def WaitOperation(self, request: Any, context: Any) -> operations_pb2.Operation:
         """Returns when the job ends or the timeout is over, whichever is first, with the state of then."""
         job_id = _job_id(request.name)
-        seconds = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else _WAIT_SECONDS
+        seconds = float(request.timeout.seconds) if request.HasField("timeout") else _WAIT_SECONDS  # of any size
+        seconds += request.timeout.nanos / 1e9
         job = await asyncio.to_thread(self._ledger.get_job, tenant(), job_id)
         with contextlib.suppress(TimeoutError):
             async with (

@@ -12,6 +12,7 @@ from google.longrunning import operations_pb2
 from memoryd import core
 from memoryd.api import convert
 from memoryd.api.caller import tenant
+from memoryd.api.pages import USUAL, fitting
 from memoryd.core import AdapterState, JobKind, Origin
 from memoryd.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
 from memoryd.jobs import JobRunner
@@ -24,10 +25,8 @@ from memoryd.recall.prompt import REFUSAL
 from memoryd.store.base import Blobs, Ledger
 from memoryd.v1 import learn_pb2, learn_pb2_grpc
 
-_PAGE = 100
 _PIECE = 1 << 20
 _POINTS = 10_000  # of a curve, at most: a longer one is thinned out
-_PAGE_BYTES = 3 << 20  # a page with more than this has fewer examples: gRPC's clients take 4 MiB
 _T = TypeVar("_T")
 
 
@@ -68,17 +67,13 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         return convert.example(made[0])
 
     async def ListExamples(self, request: learn_pb2.ListExamplesRequest, context: Any) -> learn_pb2.ListExamplesResponse:
-        size = request.page_size or _PAGE
-        while True:
-            page = await asyncio.to_thread(
-                self._ledger.list_examples, tenant(), convert.last(request.parent), size, request.page_token
-            )
-            response = learn_pb2.ListExamplesResponse(
-                examples=[convert.example(e) for e in page.items], next_page_token=page.next_token
-            )
-            if response.ByteSize() <= _PAGE_BYTES or size == 1:
-                return response
-            size //= 2
+        async def read(size: int) -> learn_pb2.ListExamplesResponse:
+            memory = convert.last(request.parent)
+            page = await asyncio.to_thread(self._ledger.list_examples, tenant(), memory, size, request.page_token)
+            examples = [convert.example(e) for e in page.items]
+            return learn_pb2.ListExamplesResponse(examples=examples, next_page_token=page.next_token)
+
+        return await fitting(request.page_size or USUAL, read)
 
     async def DeleteExample(self, request: learn_pb2.DeleteExampleRequest, context: Any) -> learn_pb2.DeleteExampleResponse:
         await asyncio.to_thread(self._ledger.delete_example, tenant(), *convert.child_ids(request.name))
@@ -89,7 +84,7 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
     ) -> AsyncIterator[learn_pb2.ExportExamplesResponse]:
         token = ""
         while True:
-            page = await asyncio.to_thread(self._ledger.list_examples, tenant(), convert.last(request.parent), _PAGE, token)
+            page = await asyncio.to_thread(self._ledger.list_examples, tenant(), convert.last(request.parent), USUAL, token)
             piece = b""
             for example in page.items:
                 line = json.dumps(_exported(example), ensure_ascii=False).encode() + b"\n"
@@ -116,16 +111,13 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         return await self._job(JobKind.LEARN, request, payload)
 
     async def ListAdapters(self, request: learn_pb2.ListAdaptersRequest, context: Any) -> learn_pb2.ListAdaptersResponse:
-        page = await asyncio.to_thread(
-            self._ledger.list_adapters,
-            tenant(),
-            convert.last(request.parent),
-            request.page_size or _PAGE,
-            request.page_token,
-        )
-        return learn_pb2.ListAdaptersResponse(
-            adapters=[convert.adapter(a) for a in page.items], next_page_token=page.next_token
-        )
+        async def read(size: int) -> learn_pb2.ListAdaptersResponse:
+            memory = convert.last(request.parent)
+            page = await asyncio.to_thread(self._ledger.list_adapters, tenant(), memory, size, request.page_token)
+            adapters = [convert.adapter(a) for a in page.items]
+            return learn_pb2.ListAdaptersResponse(adapters=adapters, next_page_token=page.next_token)
+
+        return await fitting(request.page_size or USUAL, read)
 
     async def GetAdapter(self, request: learn_pb2.GetAdapterRequest, context: Any) -> learn_pb2.Adapter:
         adapter = await asyncio.to_thread(self._ledger.get_adapter, tenant(), *convert.child_ids(request.name))

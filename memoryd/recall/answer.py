@@ -128,7 +128,8 @@ class Answerer:
         answer.rest_on(sources)
         loading = time.perf_counter()
         shown, choice, usage.full_source_tokens = await asyncio.to_thread(self._read, tenant, question, sources)
-        prompt = self._assembler.prompt(shown, question.text, question.prior, question.max_tokens)
+        # In a thread: what is long takes seconds to be made tokens of.
+        prompt = await asyncio.to_thread(self._assembler.prompt, shown, question.text, question.prior, question.max_tokens)
         await self._models.worker.describe()  # where it is down the call fails while nothing is said: it may be repeated
         usage.stage_ms["load"] = _since(loading)
         answer.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from memoryd.recall.search import Searcher
 DEFAULT_TOKENS = 1024
 _TOKENS_PER_PASSAGE = 60  # a short one: how many passages could fit a budget
 _MOST = 100
+_SEAM = 4  # tokens at most between a passage and the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +34,30 @@ class ContextBuilder:
 
     async def build(self, tenant: str, memories: Sequence[str], query: str, max_tokens: int) -> Context:
         """Never longer than `max_tokens`; empty where not even the best passage fits. Errors as Search."""
-        tokenizer = self._models.tokenizer
         depth = min(_MOST, max(4, max_tokens // _TOKENS_PER_PASSAGE))
         found = await self._searcher.search(tenant, memories, query, depth)
+        return await asyncio.to_thread(self._packed, found, max_tokens)
+
+    def _packed(self, found: Sequence[Source], max_tokens: int) -> Context:
+        """Of those found as many as fit, the best first. Blocks."""
+        count = self._models.tokenizer.count
         chosen: list[Source] = []
-        text, used = "", 0
+        used, exact = 0, True  # what all of it takes; where it isn't exact, at most
         for source in found:
-            candidate = _render([*chosen, source])
-            count = tokenizer.count(candidate)
-            if count <= max_tokens:
+            shown = any(source.passage.document == other.passage.document for other in chosen)  # its title, too
+            own = count(source.text if shown else _render([source])) + _SEAM
+            if used + own <= max_tokens:  # to count all of it anew for each passage would take seconds
                 chosen.append(source)
-                text, used = candidate, count
+                used, exact = used + own, False
+                continue
+            if not exact:
+                used, exact = count(_render(chosen)), True
+            if used + own - 2 * _SEAM <= max_tokens and (whole := count(_render([*chosen, source]))) <= max_tokens:
+                chosen.append(source)
+                used = whole
+        text = _render(chosen)
+        while not exact and (used := count(text)) > max_tokens:  # more than its parts: no tokenizer promises that it isn't
+            text = _render(chosen := chosen[:-1])
         return Context(text, chosen, used)
 
 

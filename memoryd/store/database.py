@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from memoryd.errors import DataLoss, MemorydError, ResourceExhausted, Unavailable
+from memoryd.errors import DataLoss, InvalidArgument, MemorydError, ResourceExhausted, Unavailable
 from memoryd.store.migrations import migrate
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ T = TypeVar("T")
 BUSY_SECONDS = 5.0  # how long a write waits for another process (a doctor, a backup) before it is Unavailable
 CONNECTIONS = 16
 _IMMEDIATE = "memoryd_immediate"
+_LOG_SECONDS = 10.0  # for the log to be emptied
 
 
 class Database:
@@ -83,14 +85,20 @@ class Database:
         return write.outcome()
 
     def forget_log(self) -> None:
-        """After an erase: moves SQLite's log into its file and empties it, for it holds older versions of every page."""
+        """After an erase: moves SQLite's log into its file and empties it, for it holds older versions of every page.
+        Unavailable where somebody reads the ledger for long, a backup say."""
         if not self._sqlite:
             return
         with _translated(), self._engine.connect() as conn:
             driver = conn.connection.driver_connection  # of SQLAlchemy's it would run inside a transaction, and fail
             assert driver is not None
+            until = time.monotonic() + _LOG_SECONDS
             try:
-                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                # It says that it is busy, and raises nothing; for another that empties the log it does not even wait.
+                while driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                    if time.monotonic() > until:
+                        raise Unavailable("the ledger's log cannot be emptied while it is read: end long reads of the ledger")
+                    time.sleep(0.05)
             except sqlite3.Error as error:
                 raise Unavailable(f"the ledger's log cannot be emptied just now ({type(error).__name__})") from None
 
@@ -195,6 +203,8 @@ def _translated() -> Iterator[None]:
 def _translate(error: DBAPIError) -> MemorydError:
     code = str(getattr(error.orig, "sqlite_errorname", "") or getattr(error.orig, "sqlstate", "") or "")
     name = code or type(error.orig).__name__
+    if isinstance(error, DataError) or code.startswith("22"):  # PostgreSQL keeps no NUL, say
+        return InvalidArgument(f"the ledger cannot keep a value of this call ({name}): leave out NUL characters")
     if code.startswith(("SQLITE_FULL", "53")):
         return ResourceExhausted(f"the ledger has no room left ({name}): free disk space", reason="DISK_FULL")
     if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, insert, select
 
 from memoryd.core import Example, Origin, Request, new_id, now
-from memoryd.errors import NotFound
+from memoryd.errors import NotFound, Unavailable
 from memoryd.store.base import Page
 from memoryd.store.ledger_memories import require_memory_uid
 from memoryd.store.ledger_part import LedgerPart, batches, live, remember, result_of
@@ -74,7 +75,8 @@ class ExampleRows(LedgerPart):
             delete_example_rows(conn, tenant, [example])
 
         self._db.write(change)
-        self._db.forget_log()
+        with contextlib.suppress(Unavailable):  # it is deleted all the same; the log is emptied by what comes after it
+            self._db.forget_log()
 
 
 def _require_documents(conn: Connection, tenant: str, memory: str, ids: set[str]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from pathlib import Path
+
 import pytest
 
 from memoryd.core import JobKind, JobState, Request, Stage
-from memoryd.errors import FailedPrecondition, NotFound
+from memoryd.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from memoryd.store.base import Ledger
+from memoryd.store.ledger import SqlLedger
 from tests.contract.rows import chunk, memory, passage, write
 
 
@@ -134,3 +139,26 @@ def test_erasing_a_memory_never_touches_a_new_one_of_its_id(ledger: Ledger) -> N
     assert [each.id for each in ledger.deleted_documents("acme", "m")] == [new]
     assert ledger.erase_rows("acme", "m", [new]) == 1
     assert ledger.deleted_documents("acme", "m") == []
+
+
+def test_what_is_erased_is_in_no_log_or_the_erase_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite only says that it could not empty its log while somebody reads, a backup say."""
+    monkeypatch.setattr("memoryd.store.database._LOG_SECONDS", 0.1)
+    with contextlib.closing(SqlLedger(f"sqlite:///{tmp_path / 'ledger.db'}")) as ledger:
+        ledger.ensure_tenant("acme")
+        memory(ledger)
+        document = write(ledger).document.id
+        with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as backup:
+            backup.execute("BEGIN")
+            backup.execute("SELECT count(*) FROM documents").fetchall()
+            ledger.delete_document("acme", "m", document, None)
+            with pytest.raises(Unavailable, match="while it is read"):
+                ledger.erase_rows("acme", "m", [document])
+        ledger.erase_rows("acme", "m", [document])
+        assert (tmp_path / "ledger.db-wal").stat().st_size == 0
+
+
+def test_a_nul_is_kept_or_refused_for_good(ledger: Ledger) -> None:
+    """PostgreSQL keeps none. To try again would not help."""
+    with contextlib.suppress(InvalidArgument):
+        assert ledger.create_memory("acme", "m", "a\0b", "", {}, None).display_name == "a\0b"

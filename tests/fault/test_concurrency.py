@@ -13,7 +13,7 @@ from memoryd_client import AsyncClient
 
 from memoryd import core
 from memoryd.errors import Unavailable
-from memoryd.forget import reclaim
+from memoryd.forget import owns, reclaim
 from memoryd.store.base import Written
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
@@ -78,6 +78,25 @@ def test_a_write_survives_the_delete_of_its_twin(tmp_path: Path) -> None:
         second = writer.write(TENANT, MEMORY, core.Kind.TEXT, b"the same text", "", {}, None).document
     assert second.id != first.id
     assert blobs.get(TENANT, second.blob, second.sha256) == b"the same text"
+
+
+def test_a_ledger_owns_no_blobs_of_another(tmp_path: Path) -> None:
+    """A daemon that is started on a new ledger, by mistake say, must not take all texts for leftovers."""
+    blobs = FsspecBlobs(str(tmp_path / "blobs"))
+    with (
+        contextlib.closing(SqlLedger(f"sqlite:///{tmp_path / 'ledger.db'}")) as ledger,
+        contextlib.closing(SqlLedger(f"sqlite:///{tmp_path / 'other.db'}")) as other,
+        contextlib.closing(SqlLedger(f"sqlite:///{tmp_path / 'late.db'}")) as late,
+    ):
+        for each in (ledger, other, late):
+            each.ensure_tenant(core.DEFAULT_TENANT)
+            each.create_memory(core.DEFAULT_TENANT, MEMORY, "", "", {}, None)
+        DocumentWriter(ledger, blobs, 1 << 20).write(core.DEFAULT_TENANT, MEMORY, core.Kind.TEXT, b"text", "", {}, None)
+        assert not owns(late, blobs), "nothing says whose they are, and it knows none of them"
+        assert owns(ledger, blobs)
+        DocumentWriter(other, blobs, 1 << 20).write(core.DEFAULT_TENANT, MEMORY, core.Kind.TEXT, b"more", "", {}, None)
+        assert not owns(other, blobs)
+        assert owns(ledger, blobs)
 
 
 def test_bytes_without_a_row_are_reclaimed(tmp_path: Path) -> None:

@@ -66,6 +66,22 @@ async def test_what_does_not_fit_is_passed_over_for_what_does() -> None:
     assert [s.passage.document for s in (await build(found, 3)).sources] == ["a", "c"]
 
 
+async def test_of_many_only_a_few_are_counted_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a large context would take seconds."""
+    counted: list[int] = []
+    count = Words.count
+    monkeypatch.setattr(Words, "count", lambda self, text: counted.append(len(text)) or count(self, text))
+    found = Found([source(f"d{n}", n, "one two three", "A title") for n in range(100)])
+    assert len((await build(found, 10_000)).sources) == 100
+    assert sum(counted) < 3 * 100 * 30
+
+
+async def test_a_whole_of_more_tokens_than_its_parts_fits_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Words, "count", lambda self, text: len(text.split()) ** 2)
+    found = Found([source(f"d{n}", n, "one two three") for n in range(20)])
+    assert 0 < (await build(found, 100)).token_count <= 100
+
+
 async def test_nothing_found_is_an_empty_context() -> None:
     context = await build(Found([]), 100)
     assert (context.text, context.sources, context.token_count) == ("", [], 0)

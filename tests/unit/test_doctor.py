@@ -12,6 +12,7 @@ import pytest
 
 from memoryd import config, doctor
 from memoryd.config import Settings
+from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
 
 
@@ -73,6 +74,13 @@ def test_a_damaged_ledger_is_wrong_and_so_is_the_whole(tmp_path: Path, monkeypat
 def test_blobs_are_written_read_and_removed_again(tmp_path: Path) -> None:
     assert str(tmp_path / "blobs") in doctor._blobs(settings(tmp_path))
     assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
+
+
+def test_a_tenant_called_doctor_keeps_its_blobs(tmp_path: Path) -> None:
+    blobs = FsspecBlobs(str(tmp_path / "blobs"))
+    blobs.put("doctor", "doctor/notes/d1/text", b"text")
+    doctor._blobs(Settings(data_dir=tmp_path))
+    assert blobs.get("doctor", "doctor/notes/d1/text") == b"text"
 
 
 @pytest.mark.parametrize(("check", "flag"), [("_cache", "redis_url"), ("_index", "milvus_uri")])

@@ -54,5 +54,15 @@ def test_a_broken_rule_names_the_field_and_the_rule_but_not_the_value() -> None:
     assert {violation.field for violation in bad.field_violations} == {"memories[0]", "top_k"}
 
 
+def test_of_very_many_broken_rules_the_first_are_named() -> None:
+    """A status travels in metadata, of which gRPC takes 8 KiB."""
+    messages = [memory_pb2.Message(role="user", content="", speaker="a:b") for _ in range(1000)]
+    with pytest.raises(InvalidArgument) as refused:
+        validate(memory_pb2.WriteMessagesRequest(parent="memories/m", messages=messages))
+    assert refused.value.message.endswith(" more")
+    assert 0 < len(refused.value.violations) < 100
+    assert status_of(refused.value, "r").ByteSize() * 2 < 8192
+
+
 def test_a_good_request_passes() -> None:
     validate(memory_pb2.GetMemoryRequest(name="memories/m"))

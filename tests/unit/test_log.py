@@ -65,6 +65,19 @@ def test_the_libraries_that_dump_requests_only_speak_of_errors() -> None:
         assert logging.getLogger(noisy).level >= logging.ERROR
 
 
+@pytest.mark.parametrize("format", ["console", "json"])
+def test_an_exception_is_told_without_the_values_around_it(capsys: pytest.CaptureFixture[str], format: str) -> None:
+    configured(capsys, format=format)
+    key = "Bearer mk_" + "x" * 20
+    try:
+        raise ValueError(len(key))
+    except ValueError:
+        log.get("api").exception("call failed")
+    said = capsys.readouterr().err
+    assert "ValueError" in said
+    assert "mk_x" not in said
+
+
 class Full(io.StringIO):
     """A log on a disk without room."""
 
