@@ -27,8 +27,7 @@ from memoryd.store.base import Blobs, Cache, Index, Ledger
 _PATIENCE_SECONDS = 600.0
 _LOOKED_AT = 1000  # documents
 
-
-_MARK = ("_ledger", "_ledger/mark")
+MARK = ("_ledger", "_ledger/mark")
 """A tenant that no caller can have, and its blob that says whose these blobs are."""
 
 
@@ -37,12 +36,12 @@ def owns(ledger: Ledger, blobs: Blobs) -> bool:
     there, or finds none, puts its mark there: a new ledger, or another installation's, does not. Blocks."""
     mark = ledger.get_tenant(DEFAULT_TENANT).create_time.isoformat().encode()
     try:
-        return blobs.get(*_MARK) == mark
+        return blobs.get(*MARK) == mark
     except NotFound:
         held = list(islice((document for _, document in blobs.documents(DEFAULT_TENANT)), _LOOKED_AT))
         if held and not ledger.recorded(DEFAULT_TENANT, held):
             return False
-        blobs.put(*_MARK, mark)
+        blobs.put(*MARK, mark)
         return True
 
 

@@ -20,7 +20,8 @@ from memoryd.errors import DataLoss, FingerprintMismatch
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONFIG = "config.json"
+CONFIG, README = "config.json", "README.md"
+_GATES, _END = "<!-- gates -->", "<!-- /gates -->"
 RATIOS = (4, 8, 16, 32)
 """Source tokens for each compressed embedding of the pooled compressor."""
 
@@ -97,6 +98,22 @@ def write_card(directory: Path, card: Card) -> None:
         "settings": dict(card.settings),
     }
     (directory / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def show_verdicts(directory: Path) -> None:
+    """Puts the gates of config.json into the model card, where that has a place for them."""
+    readme = directory / README
+    text = readme.read_text() if readme.is_file() else ""
+    head, begin, rest = text.partition(_GATES)
+    _, end, tail = rest.partition(_END)
+    if not end:
+        return
+    lines = ["| ratio | over the first tokens | over another text's | questions | gate |", "|---|---|---|---|---|"]
+    for ratio, gate in sorted(read_card(directory).gates.items()):
+        over = [f"{gate.figures.get(name, 0.0):+.3f}" for name in (OVER_FIRST, OVER_WRONG)]
+        verdict = "passed" if gate.passed else "not passed"
+        lines.append(f"| {ratio}x | {over[0]} | {over[1]} | {gate.figures.get(QUESTIONS, 0.0):.0f} | {verdict} |")
+    readme.write_text("\n".join([head + begin, *lines, end + tail]))
 
 
 def fingerprint_of(facts: Sequence[object], tensors: Mapping[str, Tensor]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from memoryd.compress import codec
 from memoryd.compress.base import Trainable
-from memoryd.compress.card import RATIOS, Gate, read_card, write_card
+from memoryd.compress.card import RATIOS, Gate, read_card, show_verdicts, write_card
 from memoryd.compress.load import compressor_path, is_own, load_compressor
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import Adapters
@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.gate and bench.directory:
         card = read_card(bench.directory)
         write_card(bench.directory, replace(card, gates={**card.gates, **gates}))
+        show_verdicts(bench.directory)
     return 0
 
 

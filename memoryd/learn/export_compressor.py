@@ -11,7 +11,7 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from memoryd.compress.card import read_card
+from memoryd.compress.card import WIDE, read_card
 from memoryd.compress.load import load_compressor
 from memoryd.engine.adapters import ENCODER, READER
 from memoryd.errors import DataLoss
@@ -44,9 +44,13 @@ It fits the base model of fingerprint `{fingerprint}` and no other.
 |---|---|---|---|---|---|---|
 {stages}
 
-Its quality figures are in `config.json`, once `memoryd eval compression --gate` has measured them: the gate of each ratio, with
-the fingerprints of what was measured; a ratio without one has passed none. How they are measured, and what others reach, is in
-memoryd's `docs/quality.md`.
+Its gates, once `memoryd eval compression --gate` has measured them: F1 over the first tokens of the text in as many slots,
+which must be above 0, and over what another text's embeddings give, which must be above {wide:g}; both are the lower ends of
+95% intervals. A ratio that is not there has passed none. `config.json` has them with the fingerprints of what was measured;
+how that is done is in memoryd's `docs/quality.md`.
+
+<!-- gates -->
+<!-- /gates -->
 
 Made by `memoryd train-compressor`.
 """
@@ -106,6 +110,7 @@ def export(parts: Parts, recipe: Recipe, progress: Progress, out: Path, about: A
         qa=about.qa,
         begun=about.begun,
         corpus=about.corpus if any(stage.texts for stage in recipe.stages) else "none",
+        wide=WIDE,
         reads="compressed embeddings; another reader reads text"
         if parts.adapters.has(TEACHER)
         else "compressed embeddings and from text",

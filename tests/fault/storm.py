@@ -36,7 +36,7 @@ from pymilvus import MilvusClient
 from memoryd.compress import codec
 from memoryd.compress.conversation import render_conversation
 from memoryd.core import DEFAULT_TENANT, Message
-from memoryd.forget import reclaim
+from memoryd.forget import MARK, reclaim
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
 from tests.daemon import DaemonProcess
@@ -375,7 +375,7 @@ def check_stored(data_dir: Path, truth: Truth) -> None:
     assert {id_: d["passage_count"] for id_, d in documents.items()} == passages
     assert {id_: d["chunk_count"] for id_, d in documents.items()} == Counter(c["document"] for c in chunks)
     root = data_dir / "blobs"
-    expected = {d["blob"] for d in documents.values()}
+    expected = {d["blob"] for d in documents.values()} | {MARK[1]}
     for chunk in chunks:
         embeddings = codec.decode((root / chunk["embeddings"]).read_bytes(), chunk["compressor"], chunk_sha256=chunk["sha256"])
         assert embeddings.k == chunk["soft_tokens"] > 0

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from memoryd.__main__ import main
-from memoryd.compress.card import RATIOS, Gate, read_card, write_card
+from memoryd.compress.card import OVER_FIRST, OVER_WRONG, QUESTIONS, RATIOS, Gate, read_card, show_verdicts, write_card
 from memoryd.compress.load import load_compressor
 from memoryd.compress.pooled import PooledCompressor
 from memoryd.engine.adapters import ENCODER, READER, Adapters
@@ -313,8 +313,13 @@ def test_what_was_measured_stays_until_there_are_other_weights(
     run(model, corpus, folder, tmp_path, until=4)
     made = tmp_path / "compressor"
     card = read_card(made)
-    measured = replace(card, gates={4: Gate({"questions": 300.0})})
+    passed = Gate({OVER_FIRST: 0.02, OVER_WRONG: 0.11, QUESTIONS: 300.0})
+    measured = replace(card, gates={8: Gate({OVER_FIRST: -0.01}), 4: passed})
     write_card(made, measured)
+    for _ in range(2):
+        show_verdicts(made)
+        rows = [line for line in (made / "README.md").read_text().splitlines() if line.endswith("passed |")]
+        assert rows == ["| 4x | +0.020 | +0.110 | 300 | passed |", "| 8x | -0.010 | +0.000 | 0 | not passed |"]
     (made / "README.md").write_text("my own words")
     run(model, corpus, folder, tmp_path, until=4)
     assert read_card(made) == measured

@@ -155,7 +155,7 @@ class Memory:
         rather say that it does not know.
 
         `answer`: its text, or the answer itself, read to its end. `documents`: those of this memory that it rests on;
-        where None, those that the answer itself cites."""
+        where None, those that the answer itself cites; of a good one that cites none, all that it was given."""
         return finish(
             self._inner.feedback(
                 question,
