@@ -16,6 +16,7 @@ from memoryd.engine.base_model import BaseModel
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import DataLoss, FailedPrecondition
 from memoryd.learn.compressor_recipe import Recipe
+from memoryd.learn.remembering_tokenizer import RememberingTokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,7 @@ def build(base: BaseModel, path: Path, recipe: Recipe, reader: Path | None, star
     groups["head"] = list(head.parameters())
     if start is not None:
         _begin_from(start, base, recipe.kind, head, adapters)
-    return Parts(base, adapters, head, compressor, TextTokenizer(path), groups, ratios, save, _scored(compressor))
+    return Parts(base, adapters, head, compressor, RememberingTokenizer(path), groups, ratios, save, _scored(compressor))
 
 
 def _begin_from(start: Path, base: BaseModel, kind: str, head: torch.nn.Module, adapters: Adapters) -> None:

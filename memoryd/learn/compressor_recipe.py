@@ -79,6 +79,14 @@ class Recipe:
             step -= stage.steps
         raise IndexError("the recipe is over")
 
+    def packs_before(self, step: int) -> int:
+        """Question packs of all steps before this one."""
+        packs = 0
+        for stage in self.stages:
+            taken = min(step, stage.steps)
+            packs, step = packs + taken * stage.packs, step - taken
+        return packs
+
     def differences(self, begun: Mapping[str, Any], taken: int) -> list[str]:
         """In what the first ``taken`` steps of a run were not of this recipe, in words; ``begun`` is that run's recipe, as JSON
         gives it back.

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -32,7 +31,8 @@ from memoryd.learn.compressor_data import Corpus, QuestionData, TextData, sha256
 from memoryd.learn.compressor_parts import TEACHER, Parts, Progress, build
 from memoryd.learn.compressor_recipe import Recipe, Stage
 from memoryd.learn.export_compressor import About, export
-from memoryd.learn.reader_data import Pack, ReaderData, chunks_of
+from memoryd.learn.reader_data import ReaderData, chunks_of
+from memoryd.learn.samples import Samples, StepSamples
 from memoryd.learn.scores import begin_scores
 from memoryd.learn.soft_packing import Ids, Predicted, SoftPack, predict
 
@@ -60,14 +60,16 @@ def train(
     hardware: str = "a CPU",
     start: Path | None = None,
     dtype: str = "auto",
+    workers: int = 0,
     say: Callable[[str], None] = print,
 ) -> Progress:
     """Train until the recipe's end, or until `minutes` are over or step `stop_at` is reached, to go on later.
 
     `path` is the base model's directory; `corpus` holds texts, `qa` questions (see `reader_data`); checkpoints, metrics and
     curves go to `out`, and what was trained so far to `out`/compressor. `dtype` is the base model's (auto: bfloat16 on a GPU,
-    else float32); what learns is always float32. `model` and `hardware` are for its card. A run begins from the compressor in
-    `start`, an earlier run's or the one that ships; without, from first weights.
+    else float32); what learns is always float32. `workers` processes make samples ahead; that changes no result. `model` and
+    `hardware` are for its card. A run begins from the compressor in `start`, an earlier run's or the one that ships; without,
+    from first weights.
 
     A run that is found in `out` goes on where base model, data and recipe are those that it was begun with; where they are
     not, FailedPrecondition names what differs. What may differ is what changes next to nothing (device, dtype, threads,
@@ -98,15 +100,16 @@ def train(
     if begins and parts.scored and questions and not parts.scored.projector.sees:
         begin_scores(parts.scored, parts.tokenizer, questions.answered(), recipe.scored, recipe.seed, say)
         checkpoint.save(out, _weights(parts), optimizer, asdict(recipe), asdict(progress), facts=facts)
-    packs = islice(questions.packs(), progress.packs, None) if questions else iter(())
     fixed: Fixed = {}
     took: list[float] = []  # seconds, of the steps of the present stage
     begun = saved = time.monotonic()
     end = min(recipe.steps, stop_at or recipe.steps)
+    data = Samples(recipe, texts, questions, parts.ratios, parts.compressor.slots, parts.adapters.has(TEACHER))
+    samples = data.steps(progress.step, end, workers)
     while progress.step < end and time.monotonic() - begun < minutes * 60:
         started = time.monotonic()
         stage, number = recipe.at(progress.step)
-        row = _step(parts, recipe, optimizer, progress, texts, questions, packs, fixed)
+        row = _step(parts, recipe, optimizer, progress, next(samples), fixed)
         took = [*(took if number else ()), time.monotonic() - started]
         progress.step += 1
         progress.seconds += took[-1]
@@ -143,18 +146,13 @@ def _step(
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
-    texts: TextData,
-    questions: QuestionData | None,
-    packs: Iterator[Pack],
+    samples: StepSamples,
     fixed: Fixed,
 ) -> dict[str, Any]:
     """One step of the optimizer; what it logs."""
     import torch
 
     stage, number = recipe.at(progress.step)
-    ratio = random.Random(f"{recipe.seed}/{progress.step}/ratio").choice(
-        [r for r in parts.ratios if r in stage.ratios] or parts.ratios
-    )
     for group in optimizer.param_groups:
         rate: float = getattr(stage, f"{group['name']}_rate")
         group["lr"] = rate * stage.schedule(number)
@@ -163,28 +161,19 @@ def _step(
     if stage.compresses:
         fixed.clear()
     micro = max(1, recipe.micro * Limits().chunk_tokens // parts.compressor.chunk_tokens)
-    made = texts.packs(progress.step, stage.texts, stage.repeat, stage.follow)
     batches: list[tuple[str, list[SoftPack], list[SoftPack]]] = []
     for name in ("repeat", "continue"):
-        some = [pack for pack in made if bool(pack.questions[0][0]) == (name == "repeat")]
+        some = [pack for pack in samples.texts if bool(pack.questions[0][0]) == (name == "repeat")]
         batches += [(name, part, []) for part in _parted(some, micro)]
-    if questions is not None and stage.packs:
-        drawn = list(islice(packs, stage.packs))
-        progress.packs += len(drawn)
-        modes = [questions.mode(progress.step, index) for index in range(len(drawn))]
-        slots, taught = partial(parts.compressor.slots, ratio=ratio), _taught(parts, stage)
-        asked = [
-            questions.fitted(pack, slots, {mode, "text"} if taught else {mode}) for pack, mode in zip(drawn, modes, strict=True)
-        ]
-        shown = [questions.encode(pack, slots, mode) for pack, mode in zip(asked, modes, strict=True)]
-        read = [questions.encode(pack, slots, "text") for pack in asked] if taught else []
-        reads = _parted(read, micro) or [[] for _ in shown]
-        batches += [("answer", part, texts_) for part, texts_ in zip(_parted(shown, micro), reads, strict=False)]
+    shown = _parted(samples.shown, micro)
+    read = _parted(samples.read, micro) or [[]] * len(shown)
+    batches += [("answer", part, as_text) for part, as_text in zip(shown, read, strict=True)]
+    progress.packs += len(samples.shown)
     totals: dict[str, float] = {}
-    samples = sum(len(batch) for _, batch, _ in batches)
-    for name, batch, read in batches:
-        loss = _loss(parts, stage, name, batch, read, ratio, fixed)
-        share = len(batch) / samples
+    count = sum(len(batch) for _, batch, _ in batches)
+    for name, batch, as_text in batches:
+        loss = _loss(parts, stage, name, batch, as_text, samples.ratio, fixed)
+        share = len(batch) / count
         (loss * share).backward()
         of_name = sum(len(other) for kind, other, _ in batches if kind == name)
         totals[name] = totals.get(name, 0.0) + loss.item() * len(batch) / of_name
@@ -193,7 +182,7 @@ def _step(
     norm = torch.nn.utils.clip_grad_norm_(learning, recipe.clip).item()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"stage": stage.name, "ratio": ratio, **totals, "norm": norm}
+    return {"stage": stage.name, "ratio": samples.ratio, **totals, "norm": norm}
 
 
 def _loss(
@@ -233,12 +222,8 @@ def _fixed(parts: Parts, chunk: Ids, ratio: int, fixed: Fixed) -> torch.Tensor:
     return fixed[chunk, ratio]
 
 
-def _parted(packs: list[SoftPack], micro: int) -> list[list[SoftPack]]:
-    return [packs[at : at + micro] for at in range(0, len(packs), micro)]
-
-
-def _taught(parts: Parts, stage: Stage) -> bool:
-    return stage.divergence > 0 and parts.adapters.has(TEACHER)
+def _parted(packs: Sequence[SoftPack], micro: int) -> list[list[SoftPack]]:
+    return [list(packs[at : at + micro]) for at in range(0, len(packs), micro)]
 
 
 def _questions(parts: Parts, recipe: Recipe, qa: Path) -> QuestionData:

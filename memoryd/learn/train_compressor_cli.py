@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from memoryd.learn.compressor_parts import KINDS
 from memoryd.learn.compressor_recipe import RECIPES
 
 _DTYPE = "of the base model; bfloat16 is the faster one on a CPU with AVX512-BF16 or AMX [bfloat16 on a GPU, else float32]"
+_MOST_WORKERS = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             hardware=hardware,
             start=options.start,
             dtype=options.dtype,
+            workers=_workers(options.workers, device),
             say=lambda text: print(text, flush=True),
         )
     except KeyboardInterrupt:
@@ -55,6 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"memoryd train-compressor: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _workers(asked: int | None, device: str) -> int:
+    """On a CPU there is nothing to be won: they would take it from training."""
+    if asked is not None:
+        return asked
+    return min(_MOST_WORKERS, max(1, len(os.sched_getaffinity(0)) - 2)) if device.startswith("cuda") else 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,6 +82,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help=_DTYPE)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    parser.add_argument("--workers", type=int, help="processes that make samples ahead [0 on a CPU, else up to 8]")
     parser.add_argument("--data-dir", type=Path, default=Path("~/.memoryd").expanduser(), help="converted base models")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop with a checkpoint after so long")
     parser.add_argument("--checkpoint-every", type=float, default=300, help="seconds")
