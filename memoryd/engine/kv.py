@@ -7,6 +7,7 @@ between steps; columns grow inside a buffer with room to spare, since `torch.cat
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -70,6 +71,18 @@ class Kv(Cache):
         length_B1 = torch.tensor(self.lengths)[:, None]
         return torch.arange(longest + new)[None, :] >= longest - length_B1
 
+    def beginning(self, tokens: int) -> Kv:
+        """The first tokens of a cache of one row, as a cache of their own. Nothing is copied until either grows, and then what
+        the other holds stays as it is."""
+        made = Kv()
+        for layer in self.layers:
+            mine = _Layer()
+            mine.lazy_initialization(layer.keys, layer.values)
+            mine.set(layer.keys[:, :, :tokens], layer.values[:, :, :tokens])
+            made.layers.append(mine)
+        made.lengths = [tokens]
+        return made
+
     def join(self, other: Kv) -> None:
         """Append the rows of `other`, which is not to be used afterwards. Where memory runs out, nothing has changed."""
         columns = max([*self.lengths, *other.lengths])
@@ -93,6 +106,11 @@ class Kv(Cache):
         columns = max(self.lengths)
         for layer in self.layers:
             layer.set(layer.keys[rows, :, -columns:], layer.values[rows, :, -columns:])
+
+
+def cache_argument(model: torch.nn.Module) -> str:
+    """What this model's passes call their cache: transformers renamed it in 5.24, where the older name warns."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _roomy(x_BHTD: Tensor, new: int) -> Tensor:

@@ -21,8 +21,9 @@ from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.bank import Bank
 from memoryd.engine.base_model import BaseModel
-from memoryd.engine.kv import Kv
+from memoryd.engine.kv import Kv, cache_argument
 from memoryd.engine.lora import Blend
+from memoryd.engine.prefixes import Prefixes
 from memoryd.engine.prompt import PromptReader
 from memoryd.engine.reader import Refusal
 from memoryd.engine.request import GenerateEvent, Generation, LearnEvent, Learning, Soft
@@ -88,6 +89,8 @@ class Runner:
         self._sequences: dict[int, GeneratingSequence] = {}
         self._decoding: list[int] = []  # the calls that decode together, rows of `_kv` in this order
         self._kv = Kv()
+        self._cache = cache_argument(base.model)
+        self._prefixes = Prefixes()
         self._chunks: dict[tuple[int, int], Sequence[int]] = {}
         self._texts: dict[tuple[int, int], str] = {}
         self._learners: dict[int, Learner] = {}
@@ -148,6 +151,7 @@ class Runner:
         """Forget a memory's adapter, at once, and what is being generated with it: what the adapter wrote into keys and values
         would be said from there without it. Those calls end with Unavailable (ADAPTER_UNLOADED)."""
         self._bank.unload(adapter)
+        self._prefixes.clear()
         with_it = [call for call, s in self._sequences.items() if any(name == adapter for name, _ in s.request.adapters)]
         for call in with_it:
             self.end(call)
@@ -161,6 +165,8 @@ class Runner:
             for key in [key for key in held if key[0] == call]:
                 del held[key]
         self._sequences.pop(call, None)
+        if not self._sequences:
+            self._prefixes.clear()
         if learner := self._learners.pop(call, None):
             learner.close()
         if call in self._decoding:
@@ -170,8 +176,9 @@ class Runner:
 
     @property
     def held(self) -> int:
-        """Rows, chunks, texts and runs of training that are held for calls; 0 when idle, or something leaks."""
-        return sum(map(len, (self._sequences, self._kv.lengths, self._chunks, self._texts, self._learners)))
+        """Rows, positions, chunks, texts and runs of training that are held for calls; 0 when idle, or something leaks."""
+        kinds = (self._sequences, self._kv.lengths, self._prefixes, self._chunks, self._texts, self._learners)
+        return sum(map(len, kinds))
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
@@ -207,15 +214,20 @@ class Runner:
         sequence = self._sequences[step.call]
         if sequence.prompt_TD is None:
             sequence.start(self._prompts.embed(sequence.request))
+            sequence.kv = self._prefixes.longest(sequence.blend, sequence.marks)
         assert sequence.prompt_TD is not None
+        start = max(step.start, sequence.kv.get_seq_length())
+        if start >= step.end:
+            return []  # an earlier prompt began with all of this piece
         self._adapters.use(sequence.blend)
-        piece_1TD = sequence.prompt_TD[None, step.start : step.end]
-        arguments = {"inputs_embeds": piece_1TD, "past_key_values": sequence.kv, "use_cache": True}
+        piece_1TD = sequence.prompt_TD[None, start : step.end]
+        arguments = {"inputs_embeds": piece_1TD, self._cache: sequence.kv, "use_cache": True}
         if not step.last:
             self._model.base_model(**arguments)  # without the head: only the last position's logits are wanted
             return []
         logits_1V = self._model(**arguments, logits_to_keep=1).logits[:, -1].float().cpu()
         sequence.prompt_TD, sequence.kv.lengths = None, [step.end]
+        self._prefixes.keep(sequence.blend, sequence.marks, sequence.kv)
         self._kv.join(sequence.kv)
         self._decoding.append(step.call)
         sequence.kv = Kv()
@@ -231,9 +243,9 @@ class Runner:
                 input_ids=torch.tensor([[s.token] for s in sequences], device=device),
                 position_ids=torch.tensor([[length] for length in self._kv.lengths], device=device),
                 attention_mask=None if mask_BT is None else mask_BT.to(device),
-                past_key_values=self._kv,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self._cache: self._kv},
             )
             .logits[:, -1]
             .float()

@@ -9,6 +9,7 @@ from torch import Tensor
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.kv import Kv
 from memoryd.engine.lora import Blend
+from memoryd.engine.prefixes import marks_of
 from memoryd.engine.reader import Refusal
 from memoryd.engine.request import GenerateEvent, Generation
 from memoryd.engine.sampling import Sampler
@@ -24,6 +25,7 @@ class GeneratingSequence:
         decode: Callable[..., str] = base.tokenizer.decode  # type: ignore[assignment] # str for one list of ids
         self.request = request
         self.blend = blend
+        self.marks = marks_of(request)
         self.prompt_TD: Tensor | None = None
         self.kv = Kv()
         self.token = -1
