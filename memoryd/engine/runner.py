@@ -177,8 +177,8 @@ class Runner:
     @property
     def held(self) -> int:
         """Rows, positions, chunks, texts and runs of training that are held for calls; 0 when idle, or something leaks."""
-        kinds = (self._sequences, self._kv.lengths, self._prefixes, self._chunks, self._texts, self._learners)
-        return sum(map(len, kinds))
+        kinds = (self._sequences, self._kv.lengths, self._chunks, self._texts, self._learners)
+        return len(self._prefixes) + sum(map(len, kinds))
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
