@@ -1,10 +1,15 @@
-"""Examples as they are trained on: each question over what an answer to it would be given; packs share a context."""
+"""Examples as they are trained on: each question over what an answer to it would be given; packs share a context.
+
+Examples are questions with answers, and an adapter that is trained on nothing else unlearns to refuse: of 20 questions about
+another memory, adapters of two of SQuAD's articles refused 0.60 and 0.55, where the reader alone refuses 0.95. So in each
+second pack a stranger is asked too: a question that what is shown there has nothing to do with, to be refused.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.core import Example, Source
@@ -20,6 +25,8 @@ from memoryd.recall.search import Searcher
 MAX_ANSWER_TOKENS = 256
 _QUESTIONS = 6  # of a pack
 _WITHOUT = 7  # one time in so many an example is shown without any context: the memory itself is to know it
+_STRANGER = 2  # in one of so many packs
+_LOOK_AHEAD = 64  # examples among which a stranger is sought
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +81,17 @@ class ContextMaker:
                 by_mode.setdefault(self._mode(one.example, number, modes), []).append(one)
             for mode, some in sorted(by_mode.items(), key=lambda item: item[0] or 0):
                 for together in _sharing(some):
-                    self._add(made, tenant, mode, together)
+                    asked = _hash(together[0].example)[4] + number
+                    strange = _stranger(together[0], found, asked) if mode is not None and asked % _STRANGER == 0 else []
+                    self._add(made, tenant, mode, [*together, *strange])
         for one in found:
             made.documents.update(one.example.documents)
         return made
+
+    @staticmethod
+    def strangers(found: Sequence[Found]) -> list[Found]:
+        """For every second of these examples another's question, over what is shown for the first: to be refused."""
+        return [one for number in range(0, len(found), _STRANGER) for one in _stranger(found[number], found, number + 1)]
 
     def prompt(self, tenant: str, mode: Mode, one: Found, max_tokens: int) -> tuple[Shown, Prompt]:
         """As an answer to it is given. Blocks."""
@@ -87,7 +101,7 @@ class ContextMaker:
     @staticmethod
     def _mode(example: Example, number: int, modes: Sequence[Mode]) -> Mode | None:
         """None: without context."""
-        turn = int.from_bytes(hashlib.sha256(example.id.encode()).digest()[:4]) + number
+        turn = int.from_bytes(_hash(example)[:4]) + number
         return None if turn % _WITHOUT == 0 else modes[turn % len(modes)]
 
     def _add(self, made: Packs, tenant: str, mode: Mode | None, together: Sequence[Found]) -> None:
@@ -108,6 +122,24 @@ class ContextMaker:
             pieces = tuple(made.number(s, shown) if isinstance(s, SoftSlot) else s.ids for s in context)
             made.packs.append(SoftPack((), pieces, tuple(questions)))
             made.documents.update(source.passage.document for source in sources)
+
+
+def _hash(example: Example) -> bytes:
+    return hashlib.sha256(example.id.encode()).digest()
+
+
+def _stranger(one: Found, among: Sequence[Found], at: int) -> list[Found]:
+    """Of the few from the `at`-th on, the first whose question finds none of what is shown for `one`, over that; it is not
+    answered there, so it is to be refused. None where there is no such."""
+    shown = {_chunk(source) for source in one.sources}
+    texts = [source.text for source in one.sources]
+    for step in range(min(_LOOK_AHEAD, len(among)) if shown else 0):
+        other = among[(at + step) % len(among)]
+        elsewhere = bool(other.sources) and not shown & {_chunk(source) for source in other.sources}
+        answer = other.example.answer
+        if elsewhere and answer.strip() != REFUSAL and not any(_holds(text, answer) for text in texts):
+            return [Found(replace(other.example, answer=REFUSAL), one.sources)]
+    return []
 
 
 def _sharing(found: Sequence[Found]) -> list[list[Found]]:

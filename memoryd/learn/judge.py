@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from memoryd.core import Example
-from memoryd.eval.metrics import bootstrap, exact, f1, mean, normalized, rouge, sign_flips
+from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, normalized, rouge, sign_flips
+from memoryd.recall.prompt import REFUSAL
 
 LEAST = 8  # held-out examples, to say anything
 MOST = 60  # and as many as are worth waiting for
@@ -60,15 +61,19 @@ def is_held_out(example: Example) -> bool:
 
 
 def kind_of(answer: str) -> str:
-    """choice, short or long."""
+    """refusal, choice, short or long."""
+    if answer.strip() == REFUSAL:
+        return "refusal"
     if _chosen(answer) in _CHOICES:
         return "choice"
     return "short" if len(normalized(answer).split()) <= _SHORT_WORDS else "long"
 
 
 def score(answer: str, gold: str) -> float:
-    """0..1: accuracy of a choice, F1 of a short answer, ROUGE of a long one."""
+    """0..1: whether a refusal is one, accuracy of a choice, F1 of a short answer, ROUGE of a long one."""
     kind = kind_of(gold)
+    if kind == "refusal":
+        return float(is_refusal(answer, REFUSAL))
     if kind == "choice":
         return float(_chosen(answer) == _chosen(gold))
     return f1(answer, [gold]) if kind == "short" else rouge(answer, [gold])
@@ -88,13 +93,15 @@ def judge(golds: Sequence[str], before: Sequence[str], after: Sequence[str]) -> 
     overall = judged[0]
     gains = [a - b for b, a in pairs]
     better = beyond_noise(gains)
-    change = f"{overall.before:.3f} before, {overall.after:.3f} after, on {overall.count} held-out examples"
+    change = f"{overall.before:.3f} before, {overall.after:.3f} after, on {overall.count} held-out questions"
     interval = f"95 % interval {overall.low:+.3f} to {overall.high:+.3f}, p {sign_flips(gains):.3f}"
     gained = f"(gained {overall.after - overall.before:+.3f}, {interval})"
     verdict = f"{'better' if better else 'not better beyond noise'}: {change} {gained}"
     for one in judged:
         if one.kind == "short":
             verdict += f"; {one.exact_before:.0%} of {one.count} short answers exact before, {one.exact_after:.0%} after"
+        if one.kind == "refusal":
+            verdict += f"; {one.before:.0%} of {one.count} questions to refuse refused before, {one.after:.0%} after"
     return Judgement(better, verdict, judged)
 
 

@@ -228,6 +228,55 @@ def test_examples_of_one_best_source_share_a_context(library: Library) -> None:
     assert [len(pack.questions) for pack in made.packs if pack not in of_best] == [5]
 
 
+# --- what is to be refused ---
+
+
+def _of_towns(library: Library, count: int = 12) -> list[Found]:
+    """Questions about three towns, each of which finds its own town alone."""
+    return [Found(example(f"What is number {n} of town {n % 3}?", f"answer {n}"), library.sources(n % 3)) for n in range(count)]
+
+
+def test_in_each_second_pack_a_stranger_is_to_be_refused(library: Library) -> None:
+    made = library.maker().packs(TENANT, _of_towns(library), [Mode.TEXT], 8)
+    with_stranger = 0
+    for pack in made.packs:
+        asked, said, shown = library.asked(pack), library.said(pack), library.shown(pack)
+        refused = [question for question, answer in zip(asked, said, strict=True) if answer == REFUSAL]
+        assert len(refused) <= 1
+        if refused:
+            with_stranger += 1
+            town = TOWNS[int(refused[0].rpartition(" ")[2].rstrip("?"))]
+            assert f"moved to {town}" not in shown, "it is not about what is shown"
+            assert "Caroline" in shown, "and something is"
+    assert 0.3 * len(made.packs) < with_stranger < 0.6 * len(made.packs)
+
+
+def test_what_finds_a_part_of_what_is_shown_is_no_stranger(library: Library) -> None:
+    """It may well be answered there; so may one whose answer stands there. One that is refused anyway teaches nothing new."""
+    one = Found(example("Where?", "Lisbon"), library.sources(0, 1))
+    same_chunk = Found(example("Who?", "nobody"), library.sources(1, 2))
+    answered = Found(example("Which town?", "Porto"), library.sources(2))
+    unanswerable = Found(example("Why?", REFUSAL), library.sources(3))
+    nothing_found = Found(example("When?", "at noon"), [])
+    others = [same_chunk, answered, unanswerable, nothing_found]
+
+    def strange(found: Sequence[Found]) -> list[str]:
+        made = library.maker().strangers(found)
+        assert {each.example.answer for each in made} <= {REFUSAL}
+        return [each.example.question for each in made if each.sources == one.sources]
+
+    assert strange([one, *others]) == []
+    assert strange([one, *others, Found(example("How?", "by boat"), library.sources(2))]) == ["How?"]
+
+
+def test_strangers_to_judge_by_are_half_as_many(library: Library) -> None:
+    found = _of_towns(library)
+    strangers = library.maker().strangers(found)
+    assert len(strangers) == len(found) // 2
+    assert {one.example.answer for one in strangers} == {REFUSAL}
+    assert library.maker().strangers([]) == []
+
+
 # --- what does not fit ---
 
 
@@ -300,4 +349,5 @@ def test_every_document_that_had_a_part_is_named(
     rests = {document for one in some for document in one.example.documents}
     assert seen | rests <= made.documents <= {library.ids[n] for sources, of in found for n in (*sources, *of)}
     assert sorted(made.numbers.values()) == list(range(len(made.chunks)))
-    assert sum(len(pack.questions) for pack in made.packs) == passes * len(some)
+    said = [answer for pack in made.packs for answer in library.said(pack)]
+    assert len(said) - said.count(REFUSAL) == passes * len(some), "strangers come on top"

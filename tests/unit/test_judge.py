@@ -49,11 +49,24 @@ def test_a_fifth_is_held_out() -> None:
         ("the 1 a 2 the 3 4 5 6 7 8 9 10 11 12", "short"),  # articles are no words
         ("1 2 3 4 5 6 7 8 9 10 11 12 13", "long"),
         (LONG, "long"),
-        (REFUSAL, "short"),
+        (REFUSAL, "refusal"),
     ],
 )
 def test_the_kind_of_an_answer(answer: str, kind: str) -> None:
     assert kind_of(answer) == kind
+
+
+def test_a_refusal_is_one_or_is_none() -> None:
+    assert score(f"{REFUSAL} Ask the harbour.", REFUSAL) == 1.0
+    assert score("I don't know the harbour", REFUSAL) == 0.0
+
+
+def test_answers_gained_make_not_up_for_refusals_lost() -> None:
+    golds = ["blue"] * 20 + [REFUSAL] * 10
+    made = judge(golds, ["green"] * 15 + ["blue"] * 5 + [REFUSAL] * 10, ["green"] * 8 + ["blue"] * 12 + ["green"] * 10)
+    assert not made.better
+    assert "100% of 10 questions to refuse refused before, 0% after" in made.verdict
+    assert [kind.kind for kind in made.kinds] == ["all", "short", "refusal"]
 
 
 def test_a_choice_is_right_or_wrong() -> None:
@@ -85,7 +98,7 @@ def test_what_is_right_more_often_is_better() -> None:
     made = judge(golds, ["nothing"] * 20, [*golds[:15], *["nothing"] * 5])
     assert made.better
     assert made.verdict.startswith(
-        "better: 0.000 before, 0.750 after, on 20 held-out examples (gained +0.750, 95 % interval +0."
+        "better: 0.000 before, 0.750 after, on 20 held-out questions (gained +0.750, 95 % interval +0."
     )
     overall, short = made.kinds
     assert (overall.kind, overall.count, overall.before, overall.after) == ("all", 20, 0.0, 0.75)
@@ -156,7 +169,7 @@ def test_four_gains_of_eight_may_be_chance() -> None:
     made = judge(golds, [*[""] * 4, *golds[4:]], golds)
     assert made.kinds[0].low > 0
     assert not made.better
-    assert made.verdict.startswith("not better beyond noise: 0.500 before, 1.000 after, on 8 held-out examples (gained +0.500")
+    assert made.verdict.startswith("not better beyond noise: 0.500 before, 1.000 after, on 8 held-out questions (gained +0.500")
     assert "p 0.062)" in made.verdict
     assert judge(golds, [*[""] * 6, *golds[6:]], golds).better
 

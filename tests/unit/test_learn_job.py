@@ -84,6 +84,9 @@ class Contexts:
         self.asks(self.searches)
         raise InvalidArgument("the question alone is too long")
 
+    def strangers(self, found: Sequence[Found]) -> list[Found]:
+        return []
+
     def packs(self, tenant: str, found: Sequence[Found], modes: Sequence[object], passes: int) -> Packs:
         packs = [SoftPack((), ((1,),), (((2,), (3,)),)) for _ in found]
         return Packs(packs, [], {document for one in found for document in one.example.documents})

@@ -79,9 +79,10 @@ class JudgedKind:
     """Scores of one kind of answer."""
 
     kind: str
-    """all, short (F1), long (ROUGE, geometric mean of 1, 2 and L)."""
+    """all, short (F1), long (ROUGE, geometric mean of 1, 2 and L), choice (accuracy), refusal (the share refused of what is to
+    be refused)."""
     count: int
-    """Held-out examples."""
+    """Held-out questions."""
     before: float
     """Mean score of what was in use, 0 to 1."""
     after: float
