@@ -31,7 +31,7 @@ from memoryd.eval.refusal import Answered, best_bias, biases_of_others
 from memoryd.recall.citation import split_citation
 from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, TextBlock, assemble
 
-F1_AIM, REFUSAL_AIM = 0.60, 0.80
+F1_AIM, REFUSAL_AIM = 0.65, 0.85
 BIAS = "reader, bias towards refusing"
 
 
