@@ -259,11 +259,11 @@ class LearnJob:
     async def _judge(
         self, job: Job, held_out: Sequence[Found], in_use: Adapter | None, new: Adapter, progress: Progress
     ) -> Judgement:
-        few = len(held_out) < LEAST
-        held_out = held_out if few else [*held_out, *self._contexts.strangers(held_out)]
+        if len(held_out) < LEAST:
+            few = [one.example.answer for one in held_out]
+            return judge(few, few, few)
+        held_out = [*held_out, *self._contexts.strangers(held_out)]
         golds = [one.example.answer for one in held_out]
-        if few:
-            return judge(golds, golds, golds)
         before = await asyncio.to_thread(self._before, job.tenant, in_use)
         answers: list[tuple[str, str]] = []
         for at in range(0, len(held_out), _AT_A_TIME):
