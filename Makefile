@@ -37,7 +37,7 @@ serve: install ## run the daemon
 
 # Two processes, each with its own daemon: much of a test is waiting for one to start or to end.
 test: install ## all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 15
 
 test-kill: install ## kill -9 at 50 random moments; writes docs/figures/kills.json
 	MEMORYD_KILLS=50 $(BIN)/python -m pytest -s tests/fault/test_kill.py

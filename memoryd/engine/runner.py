@@ -140,7 +140,8 @@ class Runner:
             self._prompts.check_compressor(learning.compressor_fingerprint)
         if learning.use_reader:
             self._adapters.reader(soft=False)
-        self._learners[call] = Learner(call, learning, self._base, self._adapters, self._limits.learn)
+        learner = Learner(call, learning, self._base, self._adapters, self._limits.learn, refusals=self._refusals)
+        self._learners[call] = learner
         self._scheduler.add_learning(call)
 
     def load_adapter(self, adapter: str, config: bytes, weights: bytes) -> None:

@@ -1,21 +1,22 @@
 """Examples as they are trained on: each question over what an answer to it would be given; packs share a context.
 
 Examples are questions with answers, and an adapter that is trained on nothing else unlearns to refuse: of 20 questions about
-another memory, adapters of two of SQuAD's articles refused 0.60 and 0.55, where the reader alone refuses 0.95. So in each
-second pack a stranger is asked too: a question that what is shown there has nothing to do with, to be refused.
+another memory, adapters of two of SQuAD's articles refused 0.60 and 0.55, where the reader alone refuses 0.95. So there are
+questions to be refused among them (`unanswerable.py`), about a third as with the reader: a stranger in each second pack, and of
+each fourth pack its questions once more, with the evidence withheld.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.core import Example, Source
 from memoryd.errors import InvalidArgument
-from memoryd.eval.metrics import normalized
 from memoryd.learn.soft_packing import Ids, SoftPack
+from memoryd.learn.unanswerable import Found, chunk_of, holds, stranger, withheld
 from memoryd.models import Models
 from memoryd.recall.assembly import Assembler, Mode, Shown
 from memoryd.recall.citation import cite
@@ -26,15 +27,8 @@ MAX_ANSWER_TOKENS = 256
 _QUESTIONS = 6  # of a pack
 _WITHOUT = 7  # one time in so many an example is shown without any context: the memory itself is to know it
 _STRANGER = 2  # in one of so many packs
-_LOOK_AHEAD = 64  # examples among which a stranger is sought
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An example, and what a search for its question finds, best first."""
-
-    example: Example
-    sources: Sequence[Source]
+_WITHHELD = 4  # and once more, without the evidence, one of so many
+_DEEPER = 3  # times as many sources are found as are shown: what is left of them is as many without the evidence
 
 
 @dataclass(slots=True)
@@ -69,7 +63,8 @@ class ContextMaker:
         found: list[Found] = []
         for number, example in enumerate(examples):
             step(number)
-            found.append(Found(example, await self._searcher.search(tenant, [memory], example.question, DEFAULT_TOP_K)))
+            best = await self._searcher.search(tenant, [memory], example.question, _DEEPER * DEFAULT_TOP_K)
+            found.append(Found(example, best[:DEFAULT_TOP_K], best[DEFAULT_TOP_K:]))
         return found
 
     def packs(self, tenant: str, found: Sequence[Found], modes: Sequence[Mode], passes: int) -> Packs:
@@ -81,17 +76,23 @@ class ContextMaker:
                 by_mode.setdefault(self._mode(one.example, number, modes), []).append(one)
             for mode, some in sorted(by_mode.items(), key=lambda item: item[0] or 0):
                 for together in _sharing(some):
-                    asked = _hash(together[0].example)[4] + number
-                    strange = _stranger(together[0], found, asked) if mode is not None and asked % _STRANGER == 0 else []
+                    draw = _hash(together[0].example)[4] + number
+                    strange = stranger(together[0], found, draw) if mode is not None and draw % _STRANGER == 0 else []
                     self._add(made, tenant, mode, [*together, *strange])
+                    if mode is not None and draw % _WITHHELD == 1:
+                        self._add(made, tenant, mode, withheld(together))
         for one in found:
             made.documents.update(one.example.documents)
         return made
 
     @staticmethod
-    def strangers(found: Sequence[Found]) -> list[Found]:
-        """For every second of these examples another's question, over what is shown for the first: to be refused."""
-        return [one for number in range(0, len(found), _STRANGER) for one in _stranger(found[number], found, number + 1)]
+    def unanswerable(found: Sequence[Found]) -> list[Found]:
+        """For every second example a question to be refused: by turns a stranger, and its own with the evidence withheld."""
+        made: list[Found] = []
+        for number, one in list(enumerate(found))[::2]:
+            strange, own = stranger(one, found, number + 1), withheld([one])
+            made += strange or own if number % 4 else own or strange
+        return made
 
     def prompt(self, tenant: str, mode: Mode, one: Found, max_tokens: int) -> tuple[Shown, Prompt]:
         """As an answer to it is given. Blocks."""
@@ -107,7 +108,7 @@ class ContextMaker:
     def _add(self, made: Packs, tenant: str, mode: Mode | None, together: Sequence[Found]) -> None:
         """Appends them as a pack, or as several: a long question leaves less room, so that its context is another. Those that
         do not fit the base model's window are left out."""
-        sources = together[0].sources if mode is not None else ()
+        sources = together[0].sources if together and mode is not None else ()
         shown = self._assembler.show(tenant, mode or Mode.TEXT, sources)
         by_context: dict[tuple[Segment, ...], list[tuple[Ids, Ids]]] = {}
         for one in together:
@@ -126,20 +127,6 @@ class ContextMaker:
 
 def _hash(example: Example) -> bytes:
     return hashlib.sha256(example.id.encode()).digest()
-
-
-def _stranger(one: Found, among: Sequence[Found], at: int) -> list[Found]:
-    """Of the few from the `at`-th on, the first whose question finds none of what is shown for `one`, over that; it is not
-    answered there, so it is to be refused. None where there is no such."""
-    shown = {_chunk(source) for source in one.sources}
-    texts = [source.text for source in one.sources]
-    for step in range(min(_LOOK_AHEAD, len(among)) if shown else 0):
-        other = among[(at + step) % len(among)]
-        elsewhere = bool(other.sources) and not shown & {_chunk(source) for source in other.sources}
-        answer = other.example.answer
-        if elsewhere and answer.strip() != REFUSAL and not any(_holds(text, answer) for text in texts):
-            return [Found(replace(other.example, answer=REFUSAL), one.sources)]
-    return []
 
 
 def _sharing(found: Sequence[Found]) -> list[list[Found]]:
@@ -167,17 +154,9 @@ def _said(example: Example, shown: Shown, prompt: Prompt, sources: Sequence[Sour
     best, number = (0, 0), 0
     for position, index in enumerate(prompt.numbered, start=1):
         source, is_text = sources[shown.origins[index]], isinstance(shown.blocks[index], TextBlock)
-        texts = [source.text] if is_text else [s.text for s in sources if _chunk(s) == _chunk(source)]
-        holds = any(_holds(text, answer) for text in texts)
-        rests = 2 * holds + (source.passage.document in example.documents)
+        texts = [source.text] if is_text else [s.text for s in sources if chunk_of(s) == chunk_of(source)]
+        found = any(holds(text, answer) for text in texts)
+        rests = 2 * found + (source.passage.document in example.documents)
         if (rests, is_text) >= best and rests:
             best, number = (rests, is_text), position
     return cite(number, answer) if number else answer
-
-
-def _chunk(source: Source) -> tuple[str, int]:
-    return source.passage.document, source.passage.chunk
-
-
-def _holds(text: str, answer: str) -> bool:
-    return f" {normalized(answer)} " in f" {normalized(text)} "

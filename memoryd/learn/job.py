@@ -33,10 +33,11 @@ from memoryd.engine.request import GenerateEvent, Generation, Learning, LearnSet
 from memoryd.errors import DataLoss, InvalidArgument, NotFound
 from memoryd.jobs import NotYet, Progress, Stopped
 from memoryd.learn.adapter_files import AdapterFiles, pack_files
-from memoryd.learn.contexts import ContextMaker, Found, Packs
+from memoryd.learn.contexts import ContextMaker, Packs
 from memoryd.learn.judge import LEAST, MOST, Judgement, is_held_out, judge
 from memoryd.learn.run import Run
 from memoryd.learn.runs import Runs
+from memoryd.learn.unanswerable import Found
 from memoryd.models import Models
 from memoryd.recall.adapters import AdapterStore, Choice, blob_key
 from memoryd.recall.assembly import Mode
@@ -262,7 +263,7 @@ class LearnJob:
         if len(held_out) < LEAST:
             few = [one.example.answer for one in held_out]
             return judge(few, few, few)
-        held_out = [*held_out, *self._contexts.strangers(held_out)]
+        held_out = [*held_out, *self._contexts.unanswerable(held_out)]
         golds = [one.example.answer for one in held_out]
         before = await asyncio.to_thread(self._before, job.tenant, in_use)
         answers: list[tuple[str, str]] = []

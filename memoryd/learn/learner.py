@@ -13,9 +13,10 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from memoryd import log
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.base_model import BaseModel
+from memoryd.engine.reader import Refusal
 from memoryd.engine.request import LearnEvent, Learning
 from memoryd.errors import Cancelled, InvalidArgument, ResourceExhausted, Unavailable
 from memoryd.learn import checkpoint
@@ -51,16 +53,18 @@ class Learner:
         adapters: Adapters,
         tokens: int,
         clock: Callable[[], float] = time.monotonic,
+        refusals: Mapping[bool, Refusal | None] = MappingProxyType({}),
     ) -> None:
         """Begins, or goes on from the directory's last checkpoint. A micro-step has at most ``tokens`` positions, padding
-        counted, one pack at least. Packs that are longer than the base model's positions are left out.
+        counted, one pack at least. Packs that are longer than the base model's positions are left out. `refusals` are the
+        readers', as `Runner` has them.
 
         InvalidArgument where there is nothing to learn from; ResourceExhausted on a full disk; Unavailable where the directory
         can't be used otherwise. Where any of it fails, the model is as it was.
         """
         learning = _fitting(learning, int(base.model.config.max_position_embeddings))
         self._learning, self._base, self._adapters = learning, base, adapters
-        self._tokens, self._clock = tokens, clock
+        self._tokens, self._clock, self._refusals = tokens, clock, refusals
         self._name = f"learning/{call}"
         self._table = _Table(base, learning.chunks)
         self.steps = learning.steps
@@ -125,7 +129,10 @@ class Learner:
         if not self.done:
             packs, share = next(self._micros)
             with self._adapters.using(self._reader(packs[0]), self._name), self._draws():
-                loss = predict(self._base.model, packs, [self._table] * len(packs)).loss() * share
+                predicted = predict(self._base.model, packs, [self._table] * len(packs))
+                if refusal := self._refusal(packs[0]):
+                    predicted = predicted.leaning(refusal.token, refusal.bias)
+                loss = predicted.loss() * share
                 loss.backward()
             self._loss += loss.item()
             self._trained += sum(_positions(pack, self._learning.chunks) for pack in packs)
@@ -161,6 +168,11 @@ class Learner:
     def _reader(self, pack: SoftPack) -> str:
         """What reads such a pack, as where answers are served."""
         return self._adapters.reader(_is_soft(pack)) if self._learning.use_reader else ""
+
+    def _refusal(self, pack: SoftPack) -> Refusal | None:
+        """How easily that reader refuses. What is trained without this learns to refuse by itself, and where answers are given
+        the bias comes on top."""
+        return self._refusals.get(_is_soft(pack)) if self._learning.use_reader else None
 
     def _begin(self) -> Iterator[tuple[Sequence[SoftPack], float]]:
         """The micro-steps of the next step: packs of one reader and like length together, each with its share of the loss."""

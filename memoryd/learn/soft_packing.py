@@ -7,7 +7,7 @@ packs of like length go through together, padded on the right. Reconstruction an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from memoryd.learn.packing import decoder_of, packed_mask
@@ -40,6 +40,15 @@ class Predicted:
     logits_AV: torch.Tensor
     targets_A: torch.Tensor
     weights_A: torch.Tensor
+    first_Q: torch.Tensor
+    """Where among them the first token of each answer is."""
+
+    def leaning(self, token: int, bias: float) -> Predicted:
+        """With so much more for this token where an answer begins, as where answers are given (`engine.reader.Refusal`): logit
+        adjustment (Menon et al. 2021)."""
+        more_AV = self.logits_AV.new_zeros(self.logits_AV.shape)
+        more_AV[self.first_Q, token] = bias
+        return replace(self, logits_AV=self.logits_AV + more_AV)
 
     def loss(self) -> torch.Tensor:
         """Mean over packs of the mean cross-entropy of their answers. Scalar."""
@@ -73,6 +82,7 @@ def predict(model: Any, packs: Sequence[SoftPack], soft: Sequence[Sequence[torch
     where: list[tuple[int, int]] = []
     targets: list[int] = []
     weights: list[float] = []
+    firsts: list[int] = []
     for row, (pack, of_pack) in enumerate(zip(packs, soft, strict=True)):
         pieces_TD = [of_pack[p] if isinstance(p, int) else embed(torch.tensor(p, device=device)) for p in pack.context]
         context = sum(piece.shape[0] for piece in pieces_TD)
@@ -83,6 +93,7 @@ def predict(model: Any, packs: Sequence[SoftPack], soft: Sequence[Sequence[torch
             # The first token of an answer is predicted by what stands before it: the question, or the context's end.
             first = context + len(ids) + len(question) - 1 if question else context - 1
             rest = context + len(ids) + len(question)
+            firsts.append(len(targets))
             where += [(row, first), *((row, rest + i) for i in range(len(answer) - 1))]
             ids += (*question, *answer[:-1])
             at += range(context, context + length)
@@ -105,4 +116,5 @@ def predict(model: Any, packs: Sequence[SoftPack], soft: Sequence[Sequence[torch
     output = decoder_of(model)(inputs_embeds=input_BTD, position_ids=position_BT, attention_mask=mask_B1TT, use_cache=False)
     row_A, at_A = torch.tensor(where, device=device).T
     logits_AV = model.get_output_embeddings()(output.last_hidden_state[row_A, at_A])
-    return Predicted(logits_AV, torch.tensor(targets, device=device), torch.tensor(weights, device=device))
+    targets_A, weights_A, first_Q = (torch.tensor(each, device=device) for each in (targets, weights, firsts))
+    return Predicted(logits_AV, targets_A, weights_A, first_Q)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.engine.adapters import ALL_LINEAR, Adapters
 from memoryd.engine.base_model import BaseModel
+from memoryd.engine.reader import Refusal
 from memoryd.engine.request import Generation, LearnEvent, Learning, LearnSettings, Soft, TokenIds
 from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Decode, Learn, Limits
@@ -189,6 +190,26 @@ def test_each_context_is_learned_above_the_reader_that_will_read_it(tmp_path: Pa
     of_softs, of_texts = first_loss("soft", True, softs), first_loss("text", False, texts)
     assert first_loss("both", None, texts, softs) == pytest.approx((2 * of_softs + of_texts) / 3, rel=1e-4)
     assert first_loss("one", None, texts) != pytest.approx((2 * of_softs + of_texts) / 3, rel=1e-2)
+
+
+@pytest.mark.parametrize("use_reader", [True, False])
+def test_it_is_trained_with_the_readers_bias_towards_refusing_as_it_is_served(
+    base: BaseModel, tmp_path: Path, use_reader: bool
+) -> None:
+    """Answers begin with the refusal's token: the bias makes that likelier, where its reader reads. That of prompts with
+    compressed embeddings has none here."""
+    reader = make_reader("llama", 0, tmp_path / "r", tmp_path / "reader")
+
+    def first_loss(soft: bool, bias: float) -> float:
+        context: tuple[tuple[int, ...] | int, ...] = ((5, 6), 0, (7,)) if soft else ((5, 6, 7),)
+        learning = lesson(base, tmp_path / f"{soft}{bias}", epochs=1, batch=1)
+        learning = dataclasses.replace(learning, packs=[SoftPack((), context, (((40,), (70, 71)),))], use_reader=use_reader)
+        fresh = dataclasses.replace(base, model=copy.deepcopy(base.model))
+        return trained(make_runner(fresh, reader, refusal=Refusal(70, bias)), learning)[0].loss
+
+    assert first_loss(True, 5.0) == first_loss(True, 0.0)
+    gained = first_loss(False, 0.0) - first_loss(False, 5.0)
+    assert 1 < gained < 2.5 if use_reader else gained == 0, "at most 5 for one of two tokens"
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

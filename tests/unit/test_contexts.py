@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from memoryd.core import Document, Example, Source
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import FingerprintMismatch
 from memoryd.jobs import Stopped
-from memoryd.learn.contexts import MAX_ANSWER_TOKENS, ContextMaker, Found, Packs
+from memoryd.learn.contexts import MAX_ANSWER_TOKENS, ContextMaker, Packs
 from memoryd.learn.soft_packing import SoftPack
+from memoryd.learn.unanswerable import Found
 from memoryd.recall.assembly import Assembler, Mode
 from memoryd.recall.embeddings import EmbeddingStore
 from memoryd.recall.prompt import DEFAULT_TOP_K, REFUSAL, SoftSlot
@@ -96,12 +97,12 @@ class Library:
         return [self.tokenizer.decode(ids).partition("\n")[0] for ids, _ in pack.questions]
 
     def with_context(self, question: str = "Where?", answer: str = "Lisbon", *documents: str) -> Example:
-        """An example that its first pass shows with what was found."""
+        """An example that its first pass shows with what was found, and not once more with the evidence withheld."""
         while True:
             made = example(question, answer, *documents)
             roomy = self.maker(1 << 20, max_positions=1 << 20)
-            (pack,) = roomy.packs(TENANT, [Found(made, self.sources(0))], [Mode.TEXT], 1).packs
-            if "Caroline" in self.shown(pack):
+            first, *more = roomy.packs(TENANT, [Found(made, self.sources(0, 1, 2, 3))], [Mode.TEXT], 1).packs
+            if "Caroline" in self.shown(first) and not more:
                 return made
 
 
@@ -120,12 +121,20 @@ def only(made: Packs) -> SoftPack:
 # --- what is shown ---
 
 
-async def test_it_searches_as_answers_do(library: Library) -> None:
-    finds = Finds({"Where?": library.sources(0, 1)})
-    one, other, steps = example("Where?"), example("Who?"), list[int]()
-    found = await library.maker(finds=finds).find(TENANT, MEMORY, [one, other], steps.append)
-    assert found == [Found(one, library.sources(0, 1)), Found(other, [])]
-    assert (finds.asked, steps) == ([("Where?", DEFAULT_TOP_K), ("Who?", DEFAULT_TOP_K)], [0, 1])
+async def test_it_searches_as_answers_do_and_further(library: Library) -> None:
+    """What an answer is given from comes first; what is found after that is kept beside it."""
+    finds = Finds({"Where?": library.sources(0, 1), "Which?": library.sources(0, 1, 2, 3, 4)})
+    some, steps = [example("Where?"), example("Which?"), example("Who?")], list[int]()
+    found = await library.maker(finds=finds).find(TENANT, MEMORY, some, steps.append)
+    assert DEFAULT_TOP_K == 3
+    assert found == [
+        Found(some[0], library.sources(0, 1), []),
+        Found(some[1], library.sources(0, 1, 2), library.sources(3, 4)),
+        Found(some[2], [], []),
+    ]
+    assert [question for question, _ in finds.asked] == ["Where?", "Which?", "Who?"]
+    assert min(top_k for _, top_k in finds.asked) > DEFAULT_TOP_K
+    assert steps == [0, 1, 2]
 
 
 async def test_a_step_that_stops_ends_the_search(library: Library) -> None:
@@ -208,8 +217,9 @@ def test_each_example_goes_through_every_mode_by_turns_and_now_and_then_without_
 def test_as_many_passes_as_are_asked_for(library: Library, passes: int) -> None:
     found = [Found(example(f"What is number {n}?"), library.sources(n % 5, 1)) for n in range(9)]
     made = library.maker().packs(TENANT, found, EVERY, passes)
-    asked = sorted(question for pack in made.packs for question in library.asked(pack))
-    assert asked == sorted([one.example.question for one in found] * passes)
+    asked = [each for pack in made.packs for each in zip(library.asked(pack), library.said(pack), strict=True)]
+    answered = sorted(question for question, said in asked if said != REFUSAL)
+    assert answered == sorted([one.example.question for one in found] * passes)
 
 
 def test_the_same_examples_give_the_same_packs(library: Library) -> None:
@@ -253,7 +263,7 @@ def test_in_each_second_pack_a_stranger_is_to_be_refused(library: Library) -> No
 
 def test_what_finds_a_part_of_what_is_shown_is_no_stranger(library: Library) -> None:
     """It may well be answered there; so may one whose answer stands there. One that is refused anyway teaches nothing new."""
-    one = Found(example("Where?", "Lisbon"), library.sources(0, 1))
+    one = Found(example("Where?", "nowhere"), library.sources(0, 1))
     same_chunk = Found(example("Who?", "nobody"), library.sources(1, 2))
     answered = Found(example("Which town?", "Porto"), library.sources(2))
     unanswerable = Found(example("Why?", REFUSAL), library.sources(3))
@@ -261,7 +271,7 @@ def test_what_finds_a_part_of_what_is_shown_is_no_stranger(library: Library) -> 
     others = [same_chunk, answered, unanswerable, nothing_found]
 
     def strange(found: Sequence[Found]) -> list[str]:
-        made = library.maker().strangers(found)
+        made = library.maker().unanswerable(found)
         assert {each.example.answer for each in made} <= {REFUSAL}
         return [each.example.question for each in made if each.sources == one.sources]
 
@@ -269,12 +279,82 @@ def test_what_finds_a_part_of_what_is_shown_is_no_stranger(library: Library) -> 
     assert strange([one, *others, Found(example("How?", "by boat"), library.sources(2))]) == ["How?"]
 
 
-def test_strangers_to_judge_by_are_half_as_many(library: Library) -> None:
+def _withheld(library: Library, passes: int, *found: Found) -> list[tuple[str, list[str]]]:
+    """(what is shown, what is asked) of the packs that are to be refused altogether."""
+    made = library.maker().packs(TENANT, found, [Mode.TEXT], passes)
+    refused = [pack for pack in made.packs if set(library.said(pack)) == {REFUSAL}]
+    assert all("Caroline" in library.shown(pack) for pack in refused), "something is shown there"
+    return [(library.shown(pack), library.asked(pack)) for pack in refused]
+
+
+def test_now_and_then_the_evidence_is_withheld_and_the_question_to_be_refused(library: Library) -> None:
+    """What is found further moves up, so that as much is shown as else."""
+    where = example("Where did Caroline move?", "Porto")
+    withheld = _withheld(library, 28, Found(where, library.sources(0, 1), library.sources(2, 3)))
+    assert len(withheld) == 6, "in one pass of four, but for the seventh of these, which shows nothing"
+    for shown, asked in withheld:
+        assert asked == [where.question]
+        assert "[2] Lisbon" in shown, "the best stands last, next to the question"
+        assert "[1] Faro" in shown
+        assert "Porto" not in shown
+        assert "Evora" not in shown
+
+
+def test_questions_that_share_a_context_are_withheld_together(library: Library) -> None:
+    """Without what answers any of them."""
+    first, second = (Found(example(f"{word}?", word), library.sources(0, 1, 2)) for word in ("Lisbon", "Porto"))
+    together = [
+        (shown, asked) for shown, asked in _withheld(library, 28, first, second) if sorted(asked) == ["Lisbon?", "Porto?"]
+    ]
+    assert together
+    assert all("[1] Faro" in shown and "[2]" not in shown for shown, _ in together)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param("nowhere at all", id="no source holds it: what tells it is not known"),
+        pytest.param("Yes", id="what tells a yes is not known either"),
+        pytest.param(" ".join(["Caroline moved to Lisbon by the sea"] * 3), id="nor a long one"),
+        pytest.param("Caroline", id="all hold it: there is nothing left to show"),
+        pytest.param(REFUSAL, id="it is refused anyway"),
+    ],
+)
+def test_nothing_is_withheld_from(library: Library, answer: str) -> None:
+    made = library.maker().packs(TENANT, [Found(example("Where?", answer), library.sources(0, 1))], [Mode.TEXT], 28)
+    assert len(made.packs) == 28
+
+
+def test_a_whole_chunk_is_withheld(library: Library) -> None:
+    """Its other passages stand in what is compressed of it."""
+    telling, same_chunk = library.sources(0)[0], library.sources(0, passage=0)[0]
+    other = replace(same_chunk, text="the sea of the same chunk, seen by Caroline")
+    found = Found(example("Where?", "Lisbon"), [telling, other], library.sources(1))
+    withheld = _withheld(library, 28, found)
+    assert withheld
+    assert all("[1] Porto" in shown and "[2]" not in shown for shown, _ in withheld)
+
+
+def test_those_to_judge_by_are_half_as_many_and_of_both_kinds(library: Library) -> None:
     found = _of_towns(library)
-    strangers = library.maker().strangers(found)
+    assert library.maker().unanswerable([]) == []
+    strangers = library.maker().unanswerable(found)
     assert len(strangers) == len(found) // 2
     assert {one.example.answer for one in strangers} == {REFUSAL}
-    assert library.maker().strangers([]) == []
+    held = [Found(replace(one.example, answer=TOWNS[n % 3]), one.sources, library.sources(4)) for n, one in enumerate(found)]
+    both = library.maker().unanswerable(held)
+    assert {one.example.answer for one in both} == {REFUSAL}
+    of_question = {one.example.question: one.example for one in held}
+    own = [one for one in both if one.sources == library.sources(4)]
+    assert [one.example.id for one in own] == [held[n].example.id for n in (0, 4, 8)]
+    others = [one for one in both if one not in own]
+    assert len(others) == 3
+    assert all(one.example.id == of_question[one.example.question].id for one in others)
+
+
+def test_where_there_are_none_of_one_kind_those_to_judge_by_are_of_the_other(library: Library) -> None:
+    alone = [Found(example(f"Where {n}?", "Lisbon"), library.sources(0), library.sources(1)) for n in range(4)]
+    assert [one.sources for one in library.maker().unanswerable(alone)] == [library.sources(1)] * 2
 
 
 # --- what does not fit ---

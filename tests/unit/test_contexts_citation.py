@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memoryd.learn.contexts import Found
+from memoryd.learn.unanswerable import Found
 from memoryd.recall.assembly import Mode
 from memoryd.recall.prompt import REFUSAL
 from tests.unit.learning_parts import example

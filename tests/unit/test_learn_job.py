@@ -19,13 +19,14 @@ from memoryd.errors import FailedPrecondition, InvalidArgument, Unavailable
 from memoryd.jobs import JobRunner
 from memoryd.learn import checkpoint
 from memoryd.learn.adapter_files import CONFIG, WEIGHTS
-from memoryd.learn.contexts import Found, Packs
+from memoryd.learn.contexts import Packs
 from memoryd.learn.eraser import AdapterEraser
 from memoryd.learn.job import LearnJob
 from memoryd.learn.judge import LEAST, is_held_out
 from memoryd.learn.learner import RESULT
 from memoryd.learn.runs import Runs
 from memoryd.learn.soft_packing import SoftPack
+from memoryd.learn.unanswerable import Found
 from memoryd.v1 import jobs_pb2, learn_pb2
 from tests.unit.learning_parts import Worker, models
 from tests.unit.test_adapter_choice import MemoryCache, Shelf
@@ -84,7 +85,7 @@ class Contexts:
         self.asks(self.searches)
         raise InvalidArgument("the question alone is too long")
 
-    def strangers(self, found: Sequence[Found]) -> list[Found]:
+    def unanswerable(self, found: Sequence[Found]) -> list[Found]:
         return []
 
     def packs(self, tenant: str, found: Sequence[Found], modes: Sequence[object], passes: int) -> Packs:

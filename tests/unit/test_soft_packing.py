@@ -71,6 +71,21 @@ def test_an_answer_may_continue_the_context_at_once(base: BaseModel) -> None:
     assert 0 <= made.hits() <= 1
 
 
+def test_a_leaning_is_of_the_first_token_of_each_answer(base: BaseModel) -> None:
+    packs = [
+        SoftPack((), ((5, 6, 7),), (((8, 9), (10, 11, 2)), ((12,), (13, 2)))),
+        SoftPack((), ((5,),), (((), (14, 15)),)),
+    ]
+    made = predict(base.model, packs, [[], []])
+    leaning = made.leaning(10, 3.0)
+    more_AV = leaning.logits_AV - made.logits_AV
+    assert made.targets_A.tolist() == [10, 11, 2, 13, 2, 14, 15]
+    assert more_AV.nonzero().tolist() == [[0, 10], [3, 10], [5, 10]]
+    torch.testing.assert_close(more_AV[0, 10], torch.tensor(3.0))
+    assert leaning.loss() != made.loss()
+    torch.testing.assert_close(made.leaning(10, 0.0).loss(), made.loss())
+
+
 def test_gradients_reach_the_embeddings(base: BaseModel) -> None:
     soft = embedded(base, (7, 20)).clone().requires_grad_()
     predict(base.model, [SoftPack(((1,),), ((5,), 0), (((8,), (9, 2)),))], [[soft]]).loss().backward()
