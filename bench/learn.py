@@ -174,18 +174,18 @@ def train(arm: Arm, path: Path, deadline: float = math.inf) -> Measured:
 
     base = load_base_model(path)
     adapters = Adapters(base)
-    _steps(replace(arm, tokens=CHUNK, examples=1), base, adapters, deadline)  # warms up
-    seconds = _steps(arm, base, adapters, deadline)
+    steps(replace(arm, tokens=CHUNK, examples=1), base, adapters, deadline)  # warms up
+    seconds = steps(arm, base, adapters, deadline)
     return Measured(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def _steps(arm: Arm, base: BaseModel, adapters: Adapters, deadline: float) -> list[float]:
-    """Seconds of each step."""
+def steps(arm: Arm, base: BaseModel, adapters: Adapters, deadline: float, count: int = 0) -> list[float]:
+    """Seconds of each step, one example in each. `count` as `lesson` takes it."""
     from memoryd.learn.learner import Learner
 
     seconds: list[float] = []
     with tempfile.TemporaryDirectory() as directory:
-        made = lesson(arm, base, adapters, Path(directory))
+        made = lesson(arm, base, adapters, Path(directory), count)
         with contextlib.closing(Learner(1, made, base, adapters, tokens=arm.tokens + 64)) as learner:
             while len(seconds) < arm.examples and (len(seconds) < _FEWEST or time.time() < deadline):
                 began = time.perf_counter()
@@ -194,9 +194,9 @@ def _steps(arm: Arm, base: BaseModel, adapters: Adapters, deadline: float) -> li
     return seconds
 
 
-def lesson(arm: Arm, base: BaseModel, adapters: Adapters, directory: Path) -> Learning:
-    """As many examples for all arms, so that all have the same order; the same ids, and a shorter text is the beginning of a
-    longer one."""
+def lesson(arm: Arm, base: BaseModel, adapters: Adapters, directory: Path, count: int = 0) -> Learning:
+    """As many examples for all arms, so that all have the same order: `count`, or what PLAN takes. The same ids, and a shorter
+    text is the beginning of a longer one."""
     from memoryd.compress.codec import CompressedEmbeddings
     from memoryd.compress.pooled import PooledCompressor, vocabulary_of
     from memoryd.engine.request import Learning, LearnSettings
@@ -206,7 +206,7 @@ def lesson(arm: Arm, base: BaseModel, adapters: Adapters, directory: Path) -> Le
     compressor = PooledCompressor.untrained(base, adapters, arm.ratio) if arm.ratio else None
     packs: list[SoftPack] = []
     chunks: list[CompressedEmbeddings] = []
-    for number in range(max(max(ratios.values()) for ratios in PLAN.values())):
+    for number in range(count or max(max(ratios.values()) for ratios in PLAN.values())):
         r, vocabulary = random.Random(number), vocabulary_of(base)
         question, answer, text = (tuple(r.choices(range(vocabulary), k=k)) for k in (_QUESTION, _ANSWER, arm.tokens))
         context: tuple[tuple[int, ...] | int, ...] = (text,)
