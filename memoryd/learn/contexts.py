@@ -2,8 +2,8 @@
 
 Examples are questions with answers, and an adapter that is trained on nothing else unlearns to refuse: of 20 questions about
 another memory, adapters of two of SQuAD's articles refused 0.60 and 0.55, where the reader alone refuses 0.95. So there are
-questions to be refused among them (`unanswerable.py`), about a third as with the reader: a stranger in each second pack, and of
-each fourth pack its questions once more, with the evidence withheld.
+questions to be refused among them (`unanswerable.py`): a stranger in each second pack, and of each fourth pack its questions
+once more, with the evidence withheld.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class ContextMaker:
                     draw = _hash(together[0].example)[4] + number
                     strange = stranger(together[0], found, draw) if mode is not None and draw % _STRANGER == 0 else []
                     self._add(made, tenant, mode, [*together, *strange])
-                    if mode is not None and draw % _WITHHELD == 1:
-                        self._add(made, tenant, mode, withheld(together))
+                    if mode is not None and draw % _WITHHELD == 1 and (refused := withheld(together)):
+                        self._add(made, tenant, mode, refused)
         for one in found:
             made.documents.update(one.example.documents)
         return made
@@ -108,7 +108,7 @@ class ContextMaker:
     def _add(self, made: Packs, tenant: str, mode: Mode | None, together: Sequence[Found]) -> None:
         """Appends them as a pack, or as several: a long question leaves less room, so that its context is another. Those that
         do not fit the base model's window are left out."""
-        sources = together[0].sources if together and mode is not None else ()
+        sources = together[0].sources if mode is not None else ()
         shown = self._assembler.show(tenant, mode or Mode.TEXT, sources)
         by_context: dict[tuple[Segment, ...], list[tuple[Ids, Ids]]] = {}
         for one in together:
