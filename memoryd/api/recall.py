@@ -8,6 +8,7 @@ from typing import Any
 
 from memoryd.api import convert
 from memoryd.api.caller import tenant
+from memoryd.engine.request import DEFAULT_REPEAT_PENALTY
 from memoryd.errors import InvalidArgument
 from memoryd.recall.answer import (
     DEFAULT_MAX_TOKENS,
@@ -60,6 +61,7 @@ class RecallServicer(recall_pb2_grpc.RecallServiceServicer):
             stop=tuple(request.stop),
             prior=[convert.message(m) for m in request.prior_messages],
             seed=request.seed,
+            repeat_penalty=request.repeat_penalty if request.HasField("repeat_penalty") else DEFAULT_REPEAT_PENALTY,
             adapters=_adapters(request),
         )
         async with contextlib.aclosing(self._answerer.answer(tenant(), question)) as events:

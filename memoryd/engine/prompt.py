@@ -46,6 +46,8 @@ class PromptReader:
             raise InvalidArgument(f"max_tokens is {request.max_tokens}, at least 1 is needed")
         if not 0 <= request.temperature < float("inf"):
             raise InvalidArgument(f"temperature is {request.temperature}, it must be 0 or more")
+        if not 0 <= request.repeat_penalty < float("inf"):
+            raise InvalidArgument(f"repeat_penalty is {request.repeat_penalty}, it must be 0 or more")
         if prompt + request.max_tokens > self.max_positions:
             raise InvalidArgument(
                 f"the prompt takes {prompt} positions and max_tokens is {request.max_tokens}: together they may be at "

@@ -10,6 +10,9 @@ from pathlib import Path
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.learn.soft_packing import SoftPack
 
+DEFAULT_REPEAT_PENALTY = 0.8
+"""Of answers: what DRY's author has."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
@@ -40,6 +43,8 @@ class Generation:
     """The text ends before the first of these."""
     seed: int = 0
     """0 is any."""
+    repeat_penalty: float = 0.0
+    """How strongly it is kept from repeating itself: DRY's multiplier; 0 is not at all."""
     use_reader: bool = False
     """Whether the shipped reader is applied."""
     adapters: Sequence[tuple[str, float]] = ()

@@ -11,6 +11,7 @@ from memoryd.engine.kv import Kv
 from memoryd.engine.lora import Blend
 from memoryd.engine.prefixes import marks_of
 from memoryd.engine.reader import Refusal
+from memoryd.engine.repetition import Repetition
 from memoryd.engine.request import GenerateEvent, Generation
 from memoryd.engine.sampling import Sampler
 from memoryd.engine.text import Detokenizer, StopFilter
@@ -32,6 +33,7 @@ class GeneratingSequence:
         self._made = 0
         self._refusal = refusal
         self._eos_ids = base.eos_ids
+        self._repetition = Repetition(request.repeat_penalty, lambda token: decode([token]))
         self._sampler = Sampler(request.temperature, request.seed)
         self._detokenizer = Detokenizer(lambda ids: decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         self._stop = StopFilter(request.stop)
@@ -47,7 +49,10 @@ class GeneratingSequence:
         """Take one more token; says what text became certain and whether the sequence ends."""
         if self._refusal and not self._made:
             logits_V[self._refusal.token] += self._refusal.bias
+        for token, penalty in self._repetition.penalties().items():
+            logits_V[token] -= penalty
         self.token = self._sampler.choose(logits_V)
+        self._repetition.push(self.token)
         self._made += 1
         ended = self.token in self._eos_ids
         text = "" if ended else self._stop.push(self._detokenizer.push(self.token))

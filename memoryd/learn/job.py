@@ -29,7 +29,7 @@ from memoryd.core import (
     new_id,
     now,
 )
-from memoryd.engine.request import GenerateEvent, Generation, Learning, LearnSettings
+from memoryd.engine.request import DEFAULT_REPEAT_PENALTY, GenerateEvent, Generation, Learning, LearnSettings
 from memoryd.errors import DataLoss, InvalidArgument, NotFound
 from memoryd.jobs import NotYet, Progress, Stopped
 from memoryd.learn.adapter_files import AdapterFiles, pack_files
@@ -296,6 +296,7 @@ class LearnJob:
         request = Generation(
             shown.segments(prompt),
             _ANSWER_TOKENS,
+            repeat_penalty=DEFAULT_REPEAT_PENALTY,
             use_reader=bool(self._models.info.reader),
             compressor_fingerprint=self._models.info.compressor.fingerprint if prompt.soft_tokens else "",
             background=True,

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memoryd.core import Message, Source, adapter_name
-from memoryd.engine.request import Generation
+from memoryd.engine.request import DEFAULT_REPEAT_PENALTY, Generation
 from memoryd.errors import ResourceExhausted
 from memoryd.models import Models
 from memoryd.recall.adapters import AdapterStore, Choice
@@ -37,6 +37,7 @@ class Question:
     stop: Sequence[str] = ()
     prior: Sequence[Message] = ()
     seed: int = 0
+    repeat_penalty: float = DEFAULT_REPEAT_PENALTY
     adapters: Sequence[tuple[str, str, float]] | None = None
     """(memory, adapter, weight) to answer with; None: the active ones of the memories."""
 
@@ -167,6 +168,7 @@ class Answerer:
             temperature=question.temperature,
             stop=question.stop,
             seed=question.seed,
+            repeat_penalty=question.repeat_penalty,
             use_reader=bool(self._models.info.reader),
             compressor_fingerprint=usage.compressor,
         )

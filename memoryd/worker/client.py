@@ -151,6 +151,7 @@ class WorkerClient:
                 temperature=request.temperature,
                 stop=request.stop,
                 seed=request.seed,
+                repeat_penalty=request.repeat_penalty,
                 use_reader=request.use_reader,
                 adapters=[pb.AdapterWeight(adapter=adapter, weight=weight) for adapter, weight in request.adapters],
                 compressor_fingerprint=request.compressor_fingerprint,

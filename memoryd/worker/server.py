@@ -141,6 +141,7 @@ def _generation(request: pb.GenerateRequest) -> Generation:
         temperature=request.temperature,
         stop=list(request.stop),
         seed=request.seed,
+        repeat_penalty=request.repeat_penalty,
         use_reader=request.use_reader,
         adapters=[(item.adapter, item.weight) for item in request.adapters],
         compressor_fingerprint=request.compressor_fingerprint,

@@ -297,6 +297,8 @@ BAD_FIELDS: dict[str, tuple[Any, str]] = {
     "hot": (_answer(temperature=2.1), "temperature"),
     "cold": (_answer(temperature=-0.1), "temperature"),
     "no number": (_answer(temperature=math.nan), "temperature"),
+    "negative repeat_penalty": (_answer(repeat_penalty=-0.1), "repeat_penalty"),
+    "repeat_penalty of 11": (_answer(repeat_penalty=11), "repeat_penalty"),
     "nine stops": (_answer(stop=["x"] * 9), "stop"),
     "empty stop": (_answer(stop=[""]), "stop[0]"),
     "unknown prior role": (_answer(prior_messages=[_turn(role="robot")]), "prior_messages[0].role"),

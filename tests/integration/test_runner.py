@@ -24,6 +24,7 @@ from memoryd.engine.reader import Readers, Refusal
 from memoryd.engine.request import GenerateEvent, Generation, Segment, Soft, TokenIds
 from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Decode, Limits
+from memoryd.engine.sequence import GeneratingSequence
 from memoryd.errors import DataLoss, FailedPrecondition, FingerprintMismatch, InvalidArgument, MemorydError
 from tests.integration.engine_parts import make_base, make_reader, make_runner, run, seeing, text, untrained
 
@@ -300,6 +301,27 @@ def test_without_a_seed_it_does_not_repeat(llama: BaseModel) -> None:
     assert len({text(values) for values in run(runner).values()}) > 1
 
 
+def test_what_goes_round_in_circles_is_led_out_of_them(llama: BaseModel) -> None:
+    """As a small model does that answers greedily: here one that says the same six tokens again and again."""
+    circle = [260, 270, 280, 290, 300, 310]
+
+    def said(penalty: float) -> list[int]:
+        sequence = GeneratingSequence(greedy([5], 60, repeat_penalty=penalty), (), llama, float)
+        tokens = [circle[0]]
+        while len(tokens) < 60:
+            logits_V = torch.zeros(512)
+            logits_V[circle[(circle.index(tokens[-1]) + 1) % 6 if tokens[-1] in circle else 0]] = 9.0
+            sequence.advance(logits_V)
+            tokens.append(sequence.token)
+        return tokens
+
+    assert said(0.0) == circle * 10
+    led = said(0.8)
+    assert led[:12] == circle * 2, "twice, because it is that sure"
+    assert led[12:18] != circle
+    assert len({tuple(led[at : at + 10]) for at in range(51)}) == 51, "no ten tokens come twice"
+
+
 def test_stop_strings_end_the_text_before_them(llama: BaseModel) -> None:
     whole = reference(llama.model, llama, 24, **of_ids(PROMPTS[1]))
     stop = whole[8:11]
@@ -349,6 +371,8 @@ def test_the_first_event_carries_the_times(llama: BaseModel) -> None:
         (greedy([5], 0), "max_tokens"),
         (greedy([5], 5, temperature=-1), "temperature"),
         (greedy([5], 5, temperature=float("nan")), "temperature"),
+        (greedy([5], 5, repeat_penalty=-1), "repeat_penalty"),
+        (greedy([5], 5, repeat_penalty=float("inf")), "repeat_penalty"),
         (greedy([600], 5), "no token"),
         (greedy([-1], 5), "no token"),
     ],

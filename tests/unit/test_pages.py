@@ -7,29 +7,24 @@ import pytest
 from memoryd.api.pages import fitting
 from memoryd.v1 import learn_pb2
 
-ROWS = 300
-
 
 @pytest.mark.parametrize(
-    ("each", "asked"), [(10, 1), (10, 1000), (40_000, 100), (40_000, 1000), (1 << 20, 1000), (5 << 20, 10)]
+    ("rows", "each", "asked"),
+    [(20, 10, 1), (300, 10, 1000), (300, 40_000, 100), (300, 40_000, 1000), (12, 1 << 20, 1000), (6, 5 << 20, 10)],
 )
-async def test_pages_are_small_enough_and_hold_all(each: int, asked: int) -> None:
+async def test_pages_are_small_enough_and_hold_all(rows: int, each: int, asked: int) -> None:
     seen: list[str] = []
 
     async def read(size: int) -> learn_pb2.ListExamplesResponse:
-        some = range(len(seen), min(ROWS, len(seen) + size))
+        some = range(len(seen), min(rows, len(seen) + size))
         examples = [learn_pb2.Example(name=str(n), answer="x" * each) for n in some]
-        return learn_pb2.ListExamplesResponse(examples=examples, next_page_token="more" if some.stop < ROWS else "")
+        return learn_pb2.ListExamplesResponse(examples=examples, next_page_token="more" if some.stop < rows else "")
 
-    pages = 0
-    while True:
+    more = True
+    while more:
         page = await fitting(asked, read)
         assert 1 <= len(page.examples) <= asked
         assert page.ByteSize() < 4 << 20 or len(page.examples) == 1
         seen += [example.name for example in page.examples]
-        pages += 1
-        if not page.next_page_token:
-            break
-        if pages == 20:
-            return
-    assert seen == [str(n) for n in range(ROWS)]
+        more = bool(page.next_page_token)
+    assert seen == [str(n) for n in range(rows)]
