@@ -85,6 +85,10 @@ def render_all(docs: Path = DOCS) -> list[Path]:
 
             if at > 1:  # a curve
                 changed.append(draw_slots(rows, docs / "img" / f"{name}-slots.png"))
+        elif any(row.name.startswith("learned, ") for row in rows):
+            from memoryd.eval.learning_plot import draw_learning
+
+            changed.append(draw_learning(rows, docs / "img" / f"{name}.png"))
         else:
             changed.append(draw(rows, docs / "img" / f"{name}.png"))
     return changed

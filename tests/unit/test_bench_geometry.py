@@ -20,7 +20,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Row]]:
     made: dict[str, list[Row]] = {}
     monkeypatch.setattr(figures, "write", made.__setitem__)
     monkeypatch.setattr(figures, "render_all", list)
-    small = replace(GEOMETRIES["tiny"], answers={512: 3}, examples={512: 3})
+    small = replace(GEOMETRIES["tiny"], answers={512: 2}, examples={512: 2})
     monkeypatch.setitem(geometry.GEOMETRIES, "tiny", small)
     return made
 

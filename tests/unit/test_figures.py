@@ -59,3 +59,15 @@ def test_the_compression_eval_has_a_picture_of_its_own(tmp_path: Path) -> None:
     write("compression", rows, tmp_path)
     assert tmp_path / "img" / "compression-slots.png" in render_all(tmp_path)
     assert (tmp_path / "img" / "compression-slots.png").stat().st_size > 1000
+
+
+def test_the_learning_eval_has_a_picture_of_its_own(tmp_path: Path) -> None:
+    rows = [Row("learned, supplied: gained over the reader, TEXT, mean of memories", 0.1, "points", 0.0, 0.2)]
+    for memory, unit in (("squad", "F1"), ("qmsum", "ROUGE")):
+        for arm in ("another memory", "reader", "self-study", "supplied"):
+            rows.append(Row(f"{memory}, TEXT, {arm}", 0.4, unit, 0.3, 0.5))
+            rows.append(Row(f"{memory}, TEXT, {arm}: refused of another memory's questions", 0.9, "share"))
+        rows.append(Row(f"{memory}, TEXT, supplied: gained", -0.1, "points"))
+    write("learning", rows, tmp_path)
+    assert tmp_path / "img" / "learning.png" in render_all(tmp_path)
+    assert (tmp_path / "img" / "learning.png").stat().st_size > 1000
