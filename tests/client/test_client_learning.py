@@ -309,6 +309,13 @@ def test_answers_take_adapters_by_hand(fake: FakeDaemon, client: Client, memory:
     assert caught.value.violations
 
 
+def test_answers_may_be_let_repeat_themselves(fake: FakeDaemon, memory: Memory) -> None:
+    for penalty in (None, 0, 2.5):
+        assert memory.answer(QUESTION, repeat_penalty=penalty).text
+    sent = [call.request for call in fake.faults.of("Answer")]
+    assert [one.repeat_penalty if one.HasField("repeat_penalty") else None for one in sent] == [None, 0, 2.5]
+
+
 def test_unknown_names_are_not_found(client: Client, memory: Memory) -> None:
     nobody = client.memory("nobody")
     for call in (

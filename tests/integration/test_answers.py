@@ -108,6 +108,16 @@ def test_a_seed_makes_sampling_repeatable(told: Memory) -> None:
     assert events(told, **options)[1] == events(told, **options)[1]
 
 
+def test_an_answer_does_not_go_round_in_circles_where_it_is_not_let(client: Client) -> None:
+    song = client.memory("song", create=True)
+    song.write(f"The chorus of the song is: {'la ' * 16}la.", title="The song").wait(Stage.COMPRESSED)
+    ask: dict[str, Any] = {"question": "What is the chorus of the song?", "mode": Mode.TEXT, "max_tokens": 60}
+    let, led = events(song, repeat_penalty=0, **ask), events(song, **ask)
+    assert let[2].finish_reason is FinishReason.LENGTH, "it would go on for ever"
+    assert led[2].finish_reason is FinishReason.STOP
+    assert led[1] == events(song, repeat_penalty=0.8, **ask)[1]
+
+
 def test_one_token_is_a_length(told: Memory) -> None:
     _, _, usage = events(told, max_tokens=1)
     assert (usage.output_tokens, usage.finish_reason) == (1, FinishReason.LENGTH)

@@ -89,7 +89,7 @@ class Core:
         """Answers a question from several memories: iterate the result for its events.
 
         `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight 1. `no_adapter`:
-        the reader alone."""
+        the reader alone. `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not at all."""
         return self._recall.answer(
             memories,
             question,

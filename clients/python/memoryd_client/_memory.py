@@ -162,7 +162,7 @@ class AsyncMemory:
         """Answers a question: iterate the result for its events. What is None is left to the daemon.
 
         `adapters`: chosen by hand in place of the active one, each with its weight, or all with weight 1. `no_adapter`: the
-        reader alone."""
+        reader alone. `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not at all."""
         return self._recall.answer(
             [self],
             question,
