@@ -40,9 +40,10 @@ class Repetition:
 
     def penalties(self) -> dict[int, float]:
         """What is to be taken from the logits of the tokens that would lengthen a repetition."""
-        found: dict[int, int] = {}
-        for at in np.flatnonzero(self._lengths[:-1] >= _FREE):
-            token, length = int(self._ids[at + 1]), int(self._lengths[at])
-            found[token] = max(found.get(token, 0), length)
+        at = np.flatnonzero(self._lengths[:-1] >= _FREE)
+        if not len(at):
+            return {}
+        lengths, after = self._lengths[at], self._ids[at + 1]
+        found = {int(token): int(lengths[after == token].max()) for token in np.unique(after)}
         over = {token: length - (_FREE if self._is_word(token) else _FREE_OF_NUMBERS) for token, length in found.items()}
         return {token: self._multiplier * _BASE ** min(more, _LONGEST) for token, more in over.items() if more >= 0}

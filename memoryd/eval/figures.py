@@ -130,9 +130,7 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
     )
     for unit, axes in zip(units, all_axes[:, 0], strict=True):
         mine = [r for r in rows if r.unit == unit][::-1]
-        low = [r.value - (r.low if r.low is not None else r.value) for r in mine]
-        high = [(r.high if r.high is not None else r.value) - r.value for r in mine]
-        axes.barh([r.name for r in mine], [r.value for r in mine], xerr=[low, high], color="#4878a8", height=0.6)
+        axes.barh([r.name for r in mine], [r.value for r in mine], xerr=whiskers(mine), color="#4878a8", height=0.6)
         for place, row in enumerate(mine):
             if row.baseline is not None:
                 axes.plot([row.baseline] * 2, [place - 0.4, place + 0.4], color="#c44e52")
@@ -142,6 +140,12 @@ def draw(rows: Sequence[Row], path: Path) -> Path:
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
     return path
+
+
+def whiskers(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """How far each interval goes below and above its value, as matplotlib takes it; 0 where there is none."""
+    low = [0.0 if row.low is None else row.value - row.low for row in rows]
+    return low, [0.0 if row.high is None else row.high - row.value for row in rows]
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from memoryd.eval.figures import Row
+from memoryd.eval.figures import Row, whiskers
 
 _ARMS = {"another memory": "gray", "reader": "#4878a8", "self-study": "#e1974c", "supplied": "#59a14f"}
 _NAME = re.compile(
@@ -27,15 +27,13 @@ def draw_learning(rows: Sequence[Row], path: Path) -> Path:
         if match := _NAME.match(row.name):
             group = _REFUSED if match["refused"] else f"{match['mode']}, {row.unit}"
             panels.setdefault(match["memory"], {})[group, match["arm"]] = row
-    figure, all_axes = plt.subplots(1, max(1, len(panels)), figsize=(4 * max(1, len(panels)), 4), sharey=True, squeeze=False)
-    for axes, (memory, bars) in zip(all_axes[0], panels.items(), strict=False):
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4), sharey=True, squeeze=False)
+    for axes, (memory, bars) in zip(all_axes[0], panels.items(), strict=True):
         groups = list(dict.fromkeys(group for group, _ in bars))
         for place, (arm, color) in enumerate(_ARMS.items()):
-            mine = [(groups.index(group) + 0.2 * (place - 1.5), row) for (group, own), row in bars.items() if own == arm]
-            values = [row.value for _, row in mine]
-            low = [row.value - (row.low if row.low is not None else row.value) for _, row in mine]
-            high = [(row.high if row.high is not None else row.value) - row.value for _, row in mine]
-            axes.bar([at for at, _ in mine], values, 0.18, yerr=[low, high], color=color, label=arm, capsize=2)
+            mine = {groups.index(group) + 0.2 * (place - 1.5): row for (group, own), row in bars.items() if own == arm}
+            values = [row.value for row in mine.values()]
+            axes.bar(list(mine), values, 0.18, yerr=whiskers(list(mine.values())), color=color, label=arm, capsize=2)
         axes.set_xticks(range(len(groups)), groups, fontsize=8)
         axes.set(title=memory, ylim=(0, 1.02))
     figure.legend(*all_axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=len(_ARMS), fontsize=8)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from memoryd.eval.figures import Row
+from memoryd.eval.figures import Row, whiskers
 
 _AT = re.compile(r"(?P<arm>[a-z0-9]+) at (?P<ratio>\d+)x: F1$")
 _FLAT = re.compile(r"(?P<arm>none|raw): F1$")
@@ -37,16 +37,15 @@ def draw_slots(rows: Sequence[Row], path: Path) -> Path:
     figure, axes = plt.subplots(figsize=(8, 5))
     for arm, points in arms.items():
         points.sort(key=lambda point: point[0])
-        values = [row.value for _, row in points]
-        low = [row.value - (row.low if row.low is not None else row.value) for _, row in points]
-        high = [(row.high if row.high is not None else row.value) - row.value for _, row in points]
+        at, mine = [at for at, _ in points], [row for _, row in points]
         style = "--" if arm in ("wrong", "int8") else "-"
-        axes.errorbar([at for at, _ in points], values, yerr=[low, high], marker="o", capsize=3, ls=style, label=_SAID[arm])
+        values = [row.value for row in mine]
+        axes.errorbar(at, values, yerr=whiskers(mine), marker="o", capsize=3, ls=style, label=_SAID[arm])
     for row in rows:
         if match := _FLAT.match(row.name):
             axes.axhline(row.value, color="black" if match["arm"] == "raw" else "gray", lw=1, ls=":")
-            at = (max(slots.values(), default=1), row.value)
-            axes.annotate(_SAID[match["arm"]], at, fontsize=8, ha="right", va="bottom")
+            end = (max(slots.values(), default=1), row.value)
+            axes.annotate(_SAID[match["arm"]], end, fontsize=8, ha="right", va="bottom")
     axes.set(xscale="log", xlabel="slots of context", ylabel="F1", ylim=(0, None), title="Answers from as many slots")
     axes.set_xticks(sorted(slots.values()), [f"{at:.0f}" for at in sorted(slots.values())])
     axes.minorticks_off()

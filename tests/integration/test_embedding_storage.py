@@ -1,4 +1,4 @@
-"""Compressed embeddings stored as int8: half the bytes on disk, read as before beside those that are not."""
+"""Compressed embeddings stored as int8: half the bytes on disk, read as before, whatever the setting is by then."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stored(data_dir: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in embeddings(data_dir)}
 
 
-def test_int8_takes_half_the_bytes_and_is_read_under_the_other_setting_too(tmp_path: Path, tiny_model: Path) -> None:
+def test_int8_takes_half_the_bytes_and_is_read_under_either_setting(tmp_path: Path, tiny_model: Path) -> None:
     data_dir, flags = tmp_path / "data", ("--model", str(tiny_model))
     with DaemonProcess(data_dir, *flags, "--embedding-storage", "int8") as daemon, Client(daemon.target) as client:
         memory = client.memory("notes", create=True)
@@ -60,6 +60,10 @@ def test_int8_takes_half_the_bytes_and_is_read_under_the_other_setting_too(tmp_p
     large = [data for path, data in everything.items() if path not in small]
     assert per_embedding(large) > 128, "bfloat16, of d_model 64"
     assert per_embedding(list(small.values())) < 0.6 * per_embedding(large)
+
+    with DaemonProcess(data_dir, *flags, "--embedding-storage", "int8") as daemon, Client(daemon.target) as client:
+        assert ask(client.memory("notes")).soft_tokens == both.soft_tokens
+    assert stored(data_dir) == everything
 
 
 def per_embedding(blobs: list[bytes]) -> float:
