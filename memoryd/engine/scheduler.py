@@ -135,7 +135,8 @@ class Scheduler:
 
     def add_sequence(self, call: int, prompt: int, answer: int, background: bool = False) -> None:
         """A prompt of `prompt` positions and an answer of at most `answer`. Nobody waits for one in the background: it takes a
-        row only while half of them are free, and others overtake it, each so many times."""
+        row only while half of them are free, and others overtake it, each so many times. Then it takes any row, as whoever is
+        behind it now waits for it."""
         at = len(self._waiting)
         while not background and at and self._yields(self._waiting[at - 1]):
             at -= 1
@@ -204,7 +205,7 @@ class Scheduler:
     def _fits(self, sequence: _Sequence) -> bool:
         running = self._decoding
         rows, longest = len(running) + 1, max(s.longest for s in [sequence, *running])
-        most = self.limits.rows // 2 if sequence.background else self.limits.rows
+        most = self.limits.rows // 2 if self._yields(sequence) else self.limits.rows
         return not running or (rows <= most and rows * longest <= self.limits.positions)
 
     def _prefill(self) -> Prefill:

@@ -105,6 +105,26 @@ def test_what_nobody_waits_for_leaves_half_of_the_rows_to_others() -> None:
     assert step == Decode((0, 1, 4, 5))
 
 
+def test_what_was_overtaken_often_enough_takes_any_row_since_answers_now_wait_behind_it() -> None:
+    scheduler = Scheduler(Limits(rows=4))
+    for call in (0, 1):
+        scheduler.add_sequence(call, 10, 1000)
+    for _ in range(4):
+        scheduler.next()
+    scheduler.add_sequence(2, 10, 1000, background=True)
+    for call in range(3, 3 + 17):
+        scheduler.add_sequence(call, 10, 1)
+    order: list[int] = []
+    for _ in range(100):
+        step = scheduler.next()
+        if isinstance(step, Prefill):
+            order.append(step.call)
+        elif isinstance(step, Decode):
+            for call in set(step.calls) - {0, 1, 2}:
+                scheduler.end(call)
+    assert order == [*range(3, 19), 2, 19]
+
+
 def _begun(scheduler: Scheduler) -> list[int]:
     """Calls in the order in which their prompts begin; each ends with its first token."""
     order: list[int] = []
