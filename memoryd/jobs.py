@@ -45,8 +45,10 @@ class NotYet(Exception):
 class Progress:
     """How far a running job is. Handlers call `step`; the runner persists and publishes it."""
 
-    def __init__(self, job: Job, published: Callable[[], None]) -> None:
+    def __init__(self, job: Job, published: Callable[[], None], owner: str = "") -> None:
         self.job = job
+        self.owner = owner
+        """Whose lease it works under: each claim has one of its own, so that an attempt whose job was taken from it finds out."""
         self.stopped = False
         self.draining = False
         self.given_back = False
@@ -104,7 +106,6 @@ class JobRunner:
         self._slots = slots
         self._lease = lease_seconds
         self._attempts = attempts
-        self._owner = core.new_id()
         self._handlers: Mapping[JobKind, Handler] = {}
         self._wake = asyncio.Event()
         self._running: dict[asyncio.Task[None], Progress] = {}
@@ -120,11 +121,11 @@ class JobRunner:
             self._wake.clear()
             try:
                 while self._busy < self._slots and not self._draining:
-                    job = await asyncio.to_thread(self._ledger.claim_job, self._owner, self._lease)
+                    owner = core.new_id()
+                    job = await asyncio.to_thread(self._ledger.claim_job, owner, self._lease)
                     if job is None:
                         break
-                    if not self._has(job):
-                        self._start(job)
+                    await self._take(job, owner)
             except MemorydError as error:
                 self._log.warning("the ledger gives no jobs", reason=error.reason)
             with contextlib.suppress(TimeoutError):
@@ -149,14 +150,15 @@ class JobRunner:
             await asyncio.wait(list(self._running), timeout=self._lease)
 
     async def stop_work_on(self, tenant: str, documents: Collection[str], erase: Job) -> None:
-        """Returns when no job of this process touches these documents any more, nor learns from the memory where the delete
-        has cancelled that: erasing must come last."""
+        """Returns when no job of this process touches these documents any more, nor learns from the memory since before the
+        delete, which has taken the job from such an attempt: erasing must come last."""
         tasks = []
         for task, progress in list(self._running.items()):
             job = progress.job
             touches = job.kind is not JobKind.ERASE and job.payload.get("document") in documents
-            if job.kind in LEARNING and job.payload["memory"] == erase.payload["memory"]:
-                touches = (await asyncio.to_thread(self._ledger.get_job, job.tenant, job.id)).state.ended
+            if job.tenant == tenant and job.kind in LEARNING and job.payload["memory"] == erase.payload["memory"]:
+                await self._beat(progress)
+                touches = progress.stopped
             if job.tenant == tenant and touches:
                 progress.stopped = True
                 tasks.append(task)
@@ -200,17 +202,25 @@ class JobRunner:
                 return replace(job, stage=live.stage, done=live.done, total=live.total, rate=live.rate, receipt=live.receipt)
         return job
 
-    def _has(self, job: Job) -> bool:
-        """Whether it runs here already: the machine stood still for longer than its lease, which the claim has renewed."""
+    async def _take(self, job: Job, owner: str) -> None:
+        """Starts on what was claimed, unless it runs here already: the machine stood still for longer than the lease, which the
+        claim has renewed, or a delete took the job from an attempt at learning, which has to end first."""
         same = (p for p in self._running.values() if (p.job.tenant, p.job.id) == (job.tenant, job.id))
-        return any(not p.given_back for p in same)
+        running = next((p for p in same if not p.given_back), None)
+        if running is None:
+            self._start(job, owner)
+        elif job.kind in LEARNING:
+            running.stopped = True
+            await asyncio.to_thread(self._ledger.release_job, job.tenant, job.id, owner, POLL_SECONDS)
+        else:
+            running.owner = owner
 
     def _publish(self, job_id: str) -> None:
         for event in self._watchers.get(job_id, ()):
             event.set()
 
-    def _start(self, job: Job) -> None:
-        progress = Progress(job, lambda: self._publish(job.id))
+    def _start(self, job: Job, owner: str) -> None:
+        progress = Progress(job, lambda: self._publish(job.id), owner)
         task = asyncio.create_task(self._work(job, progress), name=f"job {job.id}")
         self._running[task] = progress
         task.add_done_callback(self._ended)
@@ -261,15 +271,15 @@ class JobRunner:
                 progress.note(**{_LOST: lost if lost < self._attempts else 0})  # a person who retries it begins afresh
             await self._beat(progress)  # the next attempt begins at the stage that this one reached
             progress.given_back = True
-            await self._failed(job, error, lost)
+            await self._failed(progress, error, lost)
         else:
             await self._beat(progress)  # where it ended: a short job has had no heartbeat to say so
-            await asyncio.to_thread(self._ledger.finish_job, job.tenant, job.id, self._owner, dict(receipt))
+            await asyncio.to_thread(self._ledger.finish_job, job.tenant, job.id, progress.owner, dict(receipt))
             self._log.info("job done", job=job.id, kind=str(job.kind), tenant=job.tenant, s=round(time.monotonic() - began, 3))
 
     async def _release(self, progress: Progress, pause: float = 0.0) -> None:
         progress.given_back = True
-        await asyncio.to_thread(self._ledger.release_job, progress.job.tenant, progress.job.id, self._owner, pause)
+        await asyncio.to_thread(self._ledger.release_job, progress.job.tenant, progress.job.id, progress.owner, pause)
 
     def _count_lost(self, job: Job, error: Exception) -> int:
         """How many workers in a row were lost over this job. One that another suspect had in hand too is that one's; one that
@@ -277,7 +287,8 @@ class JobRunner:
         counts = isinstance(error, WorkerLost) and not self._draining and (_suspect(job) or not self._suspect.locked())
         return _lost(job) + counts
 
-    async def _failed(self, job: Job, error: Exception, lost: int) -> None:
+    async def _failed(self, progress: Progress, error: Exception, lost: int) -> None:
+        job = progress.job
         known = isinstance(error, MemorydError)
         why = error.message if isinstance(error, MemorydError) else f"unexpected {type(error).__name__}: see the log"
         fatal = isinstance(error, WorkerLost) and lost >= self._attempts
@@ -289,7 +300,7 @@ class JobRunner:
         if for_ever or job.attempts < self._attempts:
             seconds = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** min(job.attempts, 10))
             retry_at = core.now() + timedelta(seconds=seconds)
-        await asyncio.to_thread(self._ledger.fail_job, job.tenant, job.id, self._owner, why, retry_at)
+        await asyncio.to_thread(self._ledger.fail_job, job.tenant, job.id, progress.owner, why, retry_at)
 
     async def _heartbeat(self, progress: Progress) -> None:
         while True:
@@ -298,12 +309,12 @@ class JobRunner:
                 await self._beat(progress)
 
     async def _beat(self, progress: Progress) -> None:
-        job = progress.job
+        job, owner = progress.job, progress.owner
         ours = await asyncio.to_thread(
             self._ledger.heartbeat,
             job.tenant,
             job.id,
-            self._owner,
+            owner,
             self._lease,
             job.stage,
             job.done,
@@ -311,7 +322,7 @@ class JobRunner:
             job.rate,
             job.receipt,
         )
-        if not ours:
+        if not ours and progress.owner == owner:
             progress.stopped = True
 
 

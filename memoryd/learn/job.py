@@ -34,7 +34,7 @@ from memoryd.errors import DataLoss, InvalidArgument, NotFound
 from memoryd.jobs import NotYet, Progress, Stopped
 from memoryd.learn.adapter_files import AdapterFiles, pack_files
 from memoryd.learn.contexts import ContextMaker, Packs
-from memoryd.learn.judge import LEAST, MOST, Judgement, is_held_out, judge
+from memoryd.learn.judge import LEAST, MOST, Judgement, at_most, is_held_out, judge
 from memoryd.learn.run import Run
 from memoryd.learn.runs import Runs
 from memoryd.learn.unanswerable import Found
@@ -110,7 +110,8 @@ class LearnJob:
         published = await asyncio.to_thread(self._ledger.adapter_of_job, job.tenant, job.id)
         if published is not None:  # the last try ended after that
             return await self._end(job, lesson, published, await asyncio.to_thread(self._lineage, published))
-        gather_time = gathered_at(job.payload, now())
+        gathered = now()  # by this try: `gather_time`, of the first one or of the study before it, is for the policy
+        gather_time = gathered_at(job.payload, gathered)
         training, held_out = await asyncio.to_thread(self._examples, job.tenant, lesson.memory)
         if not training:
             return self._receipt(lesson, None, {})
@@ -136,8 +137,10 @@ class LearnJob:
         progress.step("publish", 0, 1, resumable=False)
         judged = replace(adapter, judgement=judgement.to_json())
         activate = judgement.better and lesson.activate
-        recorded = await asyncio.to_thread(self._ledger.add_adapter, judged, sorted(packs.documents), activate)
-        if recorded is None:  # a document was deleted meanwhile, and a new job learns without it; or this one was cancelled
+        recorded = await asyncio.to_thread(
+            self._ledger.add_adapter, judged, sorted(packs.documents), activate, gathered=gathered
+        )
+        if recorded is None:  # a document was deleted meanwhile, and the next attempt learns without it; or it was cancelled
             raise Stopped
         return await self._end(job, lesson, recorded, files.lineage)
 
@@ -186,14 +189,13 @@ class LearnJob:
         training: list[Example] = []
         held_out: list[Example] = []
         token = ""
-        while len(training) < _MOST_QUESTIONS:
+        while True:
             page = self._ledger.list_examples(tenant, memory, 1000, token)
             for example in page.items:
                 (held_out if is_held_out(example) else training).append(example)
             token = page.next_token
             if not token:
-                break
-        return training[:_MOST_QUESTIONS], held_out[:MOST]
+                return at_most(training, _MOST_QUESTIONS), at_most(held_out, MOST)
 
     async def _train(self, run: Run, packs: Packs, progress: Progress) -> None:
         """Its result lies in the run's directory."""

@@ -56,8 +56,20 @@ class Judgement:
 def is_held_out(example: Example) -> bool:
     """Whether an example is for judging and never for training: by its question, so that it stays what it is, and two examples
     of one question are never on both sides."""
-    digest = hashlib.sha256(normalized(example.question).encode()).digest()
-    return digest[0] % _HELD_OUT_OF == 0
+    return _digest(example)[0] % _HELD_OUT_OF == 0
+
+
+def at_most(examples: Sequence[Example], count: int) -> list[Example]:
+    """So many of them, in their order, chosen by their questions: of a memory that grows for years the oldest alone would say
+    nothing of what was learned since, and the newest alone nothing of what was forgotten."""
+    if len(examples) <= count:
+        return list(examples)
+    last = sorted(_digest(example)[1:] for example in examples)[count - 1]
+    return [example for example in examples if _digest(example)[1:] <= last][:count]
+
+
+def _digest(example: Example) -> bytes:
+    return hashlib.sha256(normalized(example.question).encode()).digest()
 
 
 def kind_of(answer: str) -> str:

@@ -239,11 +239,19 @@ class Ledger(Protocol):
         none. NotFound; RequestIdReused."""
 
     def add_adapter(
-        self, adapter: Adapter, documents: Sequence[str], activate: bool, weights_sha256: str = ""
+        self,
+        adapter: Adapter,
+        documents: Sequence[str],
+        activate: bool,
+        weights_sha256: str = "",
+        gathered: datetime | None = None,
     ) -> Adapter | None:
         """Records an adapter whose bytes are in blobs, and the documents that it was trained with. None, and nothing is
         recorded, where the memory or one of them is deleted, or its job is not RUNNING. Activated only where its parent is
         still what is in use. FailedPrecondition where these weights are tainted.
+
+        Of a learned one, `gathered` is when its examples were last gathered, its `create_time` where that is not given: those
+        that were there by then may have taught it, and what they rest on had a part in it.
 
         Of an imported one, `weights_sha256` is the content hash of its weights, and `documents` are the ids that its lineage
         names: those that were never here are left out, those that are deleted are refused with FailedPrecondition. So are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
@@ -23,7 +24,12 @@ class AdapterRows(LedgerPart):
     """The part of the ledger that holds adapters."""
 
     def add_adapter(
-        self, adapter: Adapter, documents: Sequence[str], activate: bool, weights_sha256: str = ""
+        self,
+        adapter: Adapter,
+        documents: Sequence[str],
+        activate: bool,
+        weights_sha256: str = "",
+        gathered: datetime | None = None,
     ) -> Adapter | None:
         def change(conn: Connection) -> Adapter | None:
             uid = find_memory_uid(conn, adapter.tenant, adapter.memory, lock=True)
@@ -36,10 +42,13 @@ class AdapterRows(LedgerPart):
             if not _all_live(conn, adapter.tenant, seen) or not _is_running(conn, adapter):
                 return None
             if adapter.job:
-                seen = sorted({*seen, *_rested_on(conn, adapter, uid)})
+                seen = sorted({*seen, *_rested_on(conn, adapter, uid, gathered or adapter.create_time)})
             else:  # what is learned anew may well come out the same, without what was deleted
                 _check_not_tainted(conn, adapter)
-            conn.execute(insert(adapters), {**_row(adapter), "memory_uid": uid, "documents": len(seen)})
+            outside = weights_sha256 or None
+            conn.execute(
+                insert(adapters), {**_row(adapter), "memory_uid": uid, "documents": len(seen), "weights_sha256": outside}
+            )
             for ids in batches(seen):
                 rows = [{"tenant": adapter.tenant, "adapter": adapter.id, "document": document} for document in ids]
                 conn.execute(insert(adapter_documents), rows)
@@ -58,7 +67,9 @@ class AdapterRows(LedgerPart):
                 raise FailedPrecondition(_TAINTED, reason="ADAPTER_TAINTED")
             of_adapter = (adapter_documents.c.tenant == tenant) & (adapter_documents.c.adapter == adapter)
             seen = conn.execute(select(adapter_documents.c.document).where(of_adapter)).scalars().all()
-            remember_archive(conn, tenant, weights_sha256, uid, [*seen, ""] if found.job else seen)
+            remember_archive(conn, tenant, weights_sha256, uid, [*seen, ""] if found.job else seen, found.create_time)
+            this = (adapters.c.tenant == tenant) & (adapters.c.id == adapter)
+            conn.execute(update(adapters).where(this).values(weights_sha256=weights_sha256))
 
         self._db.write(change)
 
@@ -159,12 +170,12 @@ def _delete(conn: Connection, uid: str, adapter: Adapter) -> Job:
     return insert_job(conn, adapter.tenant, JobKind.ERASE, adapter_name(adapter.memory, adapter.id), payload)
 
 
-def _rested_on(conn: Connection, adapter: Adapter, uid: str) -> Sequence[str]:
+def _rested_on(conn: Connection, adapter: Adapter, uid: str, gathered_by: datetime) -> Sequence[str]:
     """Documents that the examples which it may have learned from rest on now; some may have been added since."""
     rests = (example_documents.c.tenant == examples.c.tenant) & (example_documents.c.example == examples.c.id)
     gathered = (examples.c.tenant == adapter.tenant) & (examples.c.memory_uid == uid)
     query = select(example_documents.c.document).distinct().join(examples, rests).where(gathered)
-    return conn.execute(query.where(examples.c.create_time <= (adapter.gather_time or adapter.create_time))).scalars().all()
+    return conn.execute(query.where(examples.c.create_time <= gathered_by)).scalars().all()
 
 
 def _is_running(conn: Connection, adapter: Adapter) -> bool:

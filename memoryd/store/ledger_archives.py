@@ -7,22 +7,34 @@ lineage or got another configuration.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from datetime import datetime
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Select, insert, or_, select
 
 from memoryd.errors import FailedPrecondition
 from memoryd.store.ledger_part import batches, live
 from memoryd.store.schema import archives, documents, jobs, memories
 
 
-def remember_archive(conn: Connection, tenant: str, weights_sha256: str, memory_uid: str, seen: Iterable[str]) -> None:
+def remember_archive(
+    conn: Connection, tenant: str, weights_sha256: str, memory_uid: str, seen: Iterable[str], made: datetime | None = None
+) -> None:
     """Weights of this content hash are outside. `seen` are documents; an empty one stands for the memory, where the weights
-    were trained in it: for its examples that rest on no document."""
+    were trained in it, at the time `made`: for its examples that rest on no document, or on one only later."""
     this = (archives.c.tenant == tenant) & (archives.c.weights_sha256 == weights_sha256)
     held = set(conn.execute(select(archives.c.document).where(this)).scalars())
     weights = {"tenant": tenant, "weights_sha256": weights_sha256, "memory_uid": memory_uid}
     for some in batches(sorted(set(seen) - held)):
-        conn.execute(insert(archives), [{**weights, "document": document} for document in some])
+        rows = [{**weights, "document": document, "made_time": None if document else made} for document in some]
+        conn.execute(insert(archives), rows)
+
+
+def trained_in(tenant: str, memory_uid: str, since: datetime | None = None) -> Select[str]:
+    """Weights outside that were trained in this memory, after this time or at one that nobody knows."""
+    marks = (archives.c.tenant == tenant) & (archives.c.document == "") & (archives.c.memory_uid == memory_uid)
+    if since is not None:
+        marks &= or_(archives.c.made_time >= since, archives.c.made_time.is_(None))
+    return select(archives.c.weights_sha256).where(marks)
 
 
 def seen_by_archive(conn: Connection, tenant: str, weights_sha256: str, named: Collection[str]) -> list[str]:
@@ -41,9 +53,9 @@ def seen_by_archive(conn: Connection, tenant: str, weights_sha256: str, named: C
         gone.update(conn.execute(were_here).scalars())
     if gone:
         raise _tainted(min(gone) + (f" and {len(gone) - 1} more" if len(gone) > 1 else ""))
-    trained_in = {row.memory_uid for row in rows if not row.document}
-    there = (memories.c.tenant == tenant) & (memories.c.tombstone == "") & memories.c.uid.in_(trained_in)
-    if trained_in - set(conn.execute(select(memories.c.uid).where(there)).scalars()):
+    taught_by = {row.memory_uid for row in rows if not row.document}
+    there = (memories.c.tenant == tenant) & (memories.c.tombstone == "") & memories.c.uid.in_(taught_by)
+    if taught_by - set(conn.execute(select(memories.c.uid).where(there)).scalars()):
         raise _tainted("examples of a memory")
     return sorted(found)
 

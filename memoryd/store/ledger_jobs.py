@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, func, insert, select, update
 
-from memoryd.core import LEARNING, Job, JobKind, JobState, Receipt, new_id, now
+from memoryd.core import LEARNING, Job, JobKind, JobState, Receipt, new_id, now, operation_name
 from memoryd.errors import FailedPrecondition, NotFound
 from memoryd.store.base import Page
 from memoryd.store.ledger_part import LedgerPart, require_tenant
@@ -154,8 +154,16 @@ class JobRows(LedgerPart):
                 there = (
                     (memories.c.tenant == tenant) & (memories.c.id == found.payload["memory"]) & (memories.c.tombstone == "")
                 )
-                if conn.execute(select(memories.c.uid).where(there)).first() is None:
+                if conn.execute(select(memories.c.uid).where(there).with_for_update()).first() is None:
                     raise FailedPrecondition("the job's memory is deleted")
+                alike = (jobs.c.tenant == tenant) & (jobs.c.kind == found.kind) & (jobs.c.target == found.target)
+                other = conn.execute(select(jobs.c.id).where(alike, jobs.c.due_time.is_not(None))).scalar()
+                if other is not None:
+                    raise FailedPrecondition(
+                        f"another job does that already: wait for {operation_name(other)}",
+                        reason="UNDER_WAY",
+                        details={"operation": operation_name(other)},
+                    )
             _set(conn, tenant, job, state=JobState.PENDING, due_time=now(), end_time=None, attempts=0, owner="", error="")
             return read_job(conn, tenant, job)
 

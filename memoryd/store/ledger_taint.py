@@ -5,25 +5,28 @@ In the transaction of the delete itself, so that nothing tainted is served by an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import ColumnElement, Connection, delete, insert, select, update
 
 from memoryd.core import LEARNING, AdapterState, JobKind, JobState, Stage, memory_name, now
+from memoryd.store.ledger_archives import remember_archive, trained_in
 from memoryd.store.ledger_jobs import insert_job
 from memoryd.store.ledger_part import batches
 from memoryd.store.schema import adapter_documents, adapters, documents, example_documents, examples, jobs
 
 
 def taint_document(conn: Connection, tenant: str, memory: str, document: str) -> None:
-    """Of a live memory: its learning begins anew where this document had a part in it."""
+    """Of a live memory: what is being learned there is taken up again without this document."""
     resting = select(example_documents.c.example).where(
         example_documents.c.tenant == tenant, example_documents.c.document == document
     )
     _delete_examples(conn, tenant, examples.c.id.in_(resting))
-    for kind, payload in _cancel_learning(conn, tenant, memory):  # it begins anew, as it was asked for
-        insert_job(conn, tenant, kind, memory_name(memory), payload)
-    _taint_what_saw(conn, tenant, adapter_documents.c.document == document)
+    # The attempt under way ends, since the job is no longer its own. The next one goes on where that stood; a run of learning
+    # that has seen the document begins anew (`learn/run.py`).
+    learning = _unfinished(tenant, memory) & jobs.c.kind.in_(LEARNING)
+    conn.execute(update(jobs).where(learning).values(state=JobState.PENDING, due_time=now(), owner="", attempts=0))
+    _taint_what_saw(conn, tenant, _saw(tenant, adapter_documents.c.document == document))
 
 
 def taint_memory(conn: Connection, tenant: str, memory: str, uid: str) -> None:
@@ -31,16 +34,21 @@ def taint_memory(conn: Connection, tenant: str, memory: str, uid: str) -> None:
     _delete_examples(conn, tenant, examples.c.memory_uid == uid)
     of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
     conn.execute(update(adapters).where(of_memory).values(state=AdapterState.TAINTED))
-    _cancel_learning(conn, tenant, memory)
+    learning = _unfinished(tenant, memory) & jobs.c.kind.in_(LEARNING)
+    conn.execute(update(jobs).where(learning).values(state=JobState.CANCELLED, due_time=None, end_time=now()))
     its_documents = select(documents.c.id).where(documents.c.tenant == tenant, documents.c.memory_uid == uid)
-    _taint_what_saw(conn, tenant, adapter_documents.c.document.in_(its_documents))
+    saw = _saw(tenant, adapter_documents.c.document.in_(its_documents))
+    _taint_what_saw(conn, tenant, saw | adapters.c.weights_sha256.in_(trained_in(tenant, uid)))
+
+
+def _saw(tenant: str, which: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Adapters that were trained with these documents."""
+    return adapters.c.id.in_(select(adapter_documents.c.adapter).where(adapter_documents.c.tenant == tenant, which))
 
 
 def _taint_what_saw(conn: Connection, tenant: str, which: ColumnElement[bool]) -> None:
-    """The adapters that were trained with these documents, in whichever memory: where one is active a clean one is instead, and
-    that memory learns anew."""
-    seen = select(adapter_documents.c.adapter).where(adapter_documents.c.tenant == tenant, which)
-    saw = (adapters.c.tenant == tenant) & adapters.c.id.in_(seen) & (adapters.c.state != AdapterState.TAINTED)
+    """These adapters, in whichever memory: where one is active a clean one is instead, and that memory learns anew."""
+    saw = (adapters.c.tenant == tenant) & which & (adapters.c.state != AdapterState.TAINTED)
     columns = (adapters.c.memory, adapters.c.memory_uid, adapters.c.parent, adapters.c.state)
     rows = conn.execute(select(*columns).where(saw)).all()
     conn.execute(update(adapters).where(saw).values(state=AdapterState.TAINTED))
@@ -52,12 +60,17 @@ def _taint_what_saw(conn: Connection, tenant: str, which: ColumnElement[bool]) -
 
 
 def learned_from(conn: Connection, tenant: str, example: str, more: Sequence[str]) -> None:
-    """The example rests on these documents too: whatever learned from it is tainted by their deletion as well."""
+    """The example rests on these documents too: whatever may have learned from it, the copies of that in other memories, and
+    what is outside as an archive, is tainted by their deletion as well."""
     this = (examples.c.tenant == tenant) & (examples.c.id == example)
-    learned = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == examples.c.memory_uid) & (adapters.c.job != "")
-    after = adapters.c.gather_time >= examples.c.create_time
-    found = conn.execute(select(adapters.c.id).join(examples, learned & after).where(this)).scalars().all() if more else ()
-    for adapter in found:
+    told = conn.execute(select(examples.c.memory_uid, examples.c.create_time).where(this)).first() if more else None
+    if told is None:
+        return
+    # When what a job learned from was gathered is not quite known here, since its last try may have gathered again.
+    here = (adapters.c.memory_uid == told.memory_uid) & (adapters.c.job != "") & (adapters.c.create_time >= told.create_time)
+    outside = trained_in(tenant, told.memory_uid, told.create_time)
+    learned = (adapters.c.tenant == tenant) & (here | adapters.c.weights_sha256.in_(outside))
+    for adapter in conn.execute(select(adapters.c.id).where(learned)).scalars().all():
         of_adapter = (adapter_documents.c.tenant == tenant) & (adapter_documents.c.adapter == adapter)
         held = set(conn.execute(select(adapter_documents.c.document).where(of_adapter)).scalars())
         rows = [{"tenant": tenant, "adapter": adapter, "document": document} for document in more if document not in held]
@@ -65,6 +78,8 @@ def learned_from(conn: Connection, tenant: str, example: str, more: Sequence[str
             conn.execute(insert(adapter_documents), rows)
             of_row = (adapters.c.tenant == tenant) & (adapters.c.id == adapter)
             conn.execute(update(adapters).where(of_row).values(documents=adapters.c.documents + len(rows)))
+    for weights in conn.execute(outside).scalars().all():
+        remember_archive(conn, tenant, weights, told.memory_uid, more)
 
 
 def activate_clean(conn: Connection, tenant: str, uid: str, adapter: str) -> None:
@@ -117,14 +132,6 @@ def delete_adapter_rows(conn: Connection, tenant: str, ids: Sequence[str]) -> No
     """Rows of adapters whose bytes are purged, or are about to be by a job that knows where they lie."""
     conn.execute(delete(adapter_documents).where(adapter_documents.c.tenant == tenant, adapter_documents.c.adapter.in_(ids)))
     conn.execute(delete(adapters).where(adapters.c.tenant == tenant, adapters.c.id.in_(ids)))
-
-
-def _cancel_learning(conn: Connection, tenant: str, memory: str) -> list[tuple[JobKind, Mapping[str, str]]]:
-    """Ends what is learning from what is there no more; its kinds and payloads."""
-    learning = _unfinished(tenant, memory) & jobs.c.kind.in_(LEARNING)
-    ended = [(JobKind(row.kind), row.payload) for row in conn.execute(select(jobs.c.kind, jobs.c.payload).where(learning))]
-    conn.execute(update(jobs).where(learning).values(state=JobState.CANCELLED, due_time=None, end_time=now()))
-    return ended
 
 
 def _unfinished(tenant: str, memory: str) -> ColumnElement[bool]:

@@ -95,6 +95,11 @@ MIGRATIONS: Sequence[Sequence[str]] = (
             tenant TEXT NOT NULL, weights_sha256 TEXT NOT NULL, document TEXT NOT NULL, memory_uid TEXT NOT NULL,
             PRIMARY KEY (tenant, weights_sha256, document))""",
     ),
+    # 5: which adapters have weights that are outside, and when those were made
+    (
+        "ALTER TABLE adapters ADD COLUMN weights_sha256 TEXT",
+        "ALTER TABLE archives ADD COLUMN made_time BIGINT",
+    ),
 )
 
 

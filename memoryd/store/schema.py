@@ -254,6 +254,7 @@ adapters = Table(
     Column("judgement", Json, nullable=False),
     Column("create_time", Time, nullable=False),
     Column("gather_time", Time),
+    Column("weights_sha256", Text),  # where an archive of them went out or came in
 )
 
 # Every document that had a part in it: those that examples rest on, and those that were only shown beside them.
@@ -273,4 +274,5 @@ archives = Table(
     Column("weights_sha256", Text, primary_key=True),
     Column("document", Text, primary_key=True),
     Column("memory_uid", Text, nullable=False),
+    Column("made_time", Time),  # of weights that were trained in this memory; null where it is not known
 )

@@ -35,6 +35,7 @@ def learned(
     *,
     activate: bool = True,
     gather_time: datetime | None = None,
+    gathered: datetime | None = None,
     fingerprint: str = "",
 ) -> Adapter:
     """As `adapter`, made by a job of learning: one without a job is imported."""
@@ -43,7 +44,7 @@ def learned(
         pass  # it is of a document
     made_of = (fingerprint or new_id(), "base", "reader", "compressor", 100)
     new = Adapter("acme", "m", new_id(), now(), *made_of, parent=parent, job=job.id, gather_time=gather_time)
-    made = ledger.add_adapter(new, documents, activate)
+    made = ledger.add_adapter(new, documents, activate, gathered=gathered)
     assert made is not None
     assert ledger.finish_job("acme", job.id, "w", {"examples": 3})
     return made

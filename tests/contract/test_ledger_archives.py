@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from memoryd.core import Adapter, AdapterState, JobKind, new_id, now
+from memoryd.core import Adapter, AdapterState, JobKind, Origin, new_id, now
 from memoryd.errors import FailedPrecondition, NotFound
 from memoryd.store.base import Ledger
-from tests.contract.learning_rows import active, adapter, bring, state
+from tests.contract.learning_rows import A, Q, active, adapter, bring, learned, state
 from tests.contract.rows import memory, write
 
 
@@ -138,14 +138,16 @@ def test_what_a_deleted_memory_taught_comes_back_nowhere(ledger: Ledger) -> None
     assert told is not None
     for made in (saw, told):
         ledger.record_export("acme", "m", made.id, f"weights of {made.id}")
-    elsewhere = bring(ledger, f"weights of {saw.id}", memory="n")
+    elsewhere, copy = (bring(ledger, f"weights of {made.id}", memory="n") for made in (saw, told))
     assert elsewhere is not None
+    assert copy is not None
     ledger.activate_adapter("acme", "n", elsewhere.id)
     ledger.delete_memory("acme", "m", None)
     assert state(ledger, elsewhere) is AdapterState.TAINTED
     assert active(ledger, "n") is None
-    assert {a.id for a in ledger.tainted_adapters("acme")} == {saw.id, told.id, elsewhere.id}
-    for made in (saw, told, elsewhere):
+    assert state(ledger, copy) is AdapterState.TAINTED, "though no document had a part in it"
+    assert {a.id for a in ledger.tainted_adapters("acme")} == {saw.id, told.id, elsewhere.id, copy.id}
+    for made in (saw, told, elsewhere, copy):
         ledger.purged_adapter("acme", made.id)
     ledger.erase_rows("acme", "m", [document])
     memory(ledger)  # of the same name
@@ -153,3 +155,32 @@ def test_what_a_deleted_memory_taught_comes_back_nowhere(ledger: Ledger) -> None
         assert ledger.recorded("acme", [made.id]) == set()
         with pytest.raises(FailedPrecondition, match="deleted here"):
             bring(ledger, f"weights of {made.id}")
+
+
+@pytest.mark.parametrize("still_there", [True, False])
+def test_what_an_example_comes_to_rest_on_had_a_part_in_archives_and_copies_of_what_it_taught(
+    ledger: Ledger, still_there: bool
+) -> None:
+    """Whether the adapter that went out is still there or not; what was made before the example is not its work."""
+    memory(ledger)
+    memory(ledger, "n")
+    before = learned(ledger, [])
+    ledger.record_export("acme", "m", before.id, "earlier weights")
+    ledger.add_examples("acme", "m", [(Q, A, [])], Origin.SUPPLIED, None)
+    made = learned(ledger, [])
+    ledger.record_export("acme", "m", made.id, "weights")
+    copy, earlier = bring(ledger, "weights", memory="n"), bring(ledger, "earlier weights", memory="n")
+    assert copy is not None
+    assert earlier is not None
+    ledger.activate_adapter("acme", "n", copy.id)
+    document = write(ledger).document.id
+    ledger.add_examples("acme", "m", [(Q, A, [document])], Origin.SUPPLIED, None)
+    if not still_there:
+        ledger.delete_adapter("acme", "m", made.id)
+    ledger.delete_document("acme", "m", document, None)
+    assert state(ledger, copy) is AdapterState.TAINTED
+    assert active(ledger, "n") is None
+    with pytest.raises(FailedPrecondition, match=document):
+        bring(ledger, "weights", memory="n")
+    assert state(ledger, earlier) is AdapterState.KEPT
+    assert bring(ledger, "earlier weights", memory="n") is not None

@@ -18,8 +18,6 @@ def test_deleting_a_document_taints_all_that_saw_it(ledger: Ledger) -> None:
     clean = adapter(ledger, [harmless])
     saw = adapter(ledger, [harmless, secret], clean.id)
     after = adapter(ledger, [secret], saw.id)
-    learning = ledger.request_learning("acme", "m", JobKind.LEARN, {"keep_inactive": "yes"}, None)
-    study = ledger.request_learning("acme", "m", JobKind.STUDY, {"max_examples": "7"}, None)
     ledger.delete_document("acme", "m", secret, None)
     assert [state(ledger, a) for a in (clean, saw, after)] == [
         AdapterState.ACTIVE,
@@ -28,17 +26,31 @@ def test_deleting_a_document_taints_all_that_saw_it(ledger: Ledger) -> None:
     ]
     assert active(ledger) == clean.id  # the last clean ancestor
     assert [e.question for e in ledger.list_examples("acme", "m", 10, "").items] == ["Where?"]
-    assert [ledger.get_job("acme", job.id).state for job in (learning, study)] == [JobState.CANCELLED] * 2
-    for old in (learning, study):  # both begin anew by themselves, as they were asked for
-        again = ledger.request_learning("acme", "m", old.kind, {}, None)
-        assert again.id != old.id
-        assert again.payload == old.payload
     assert {a.id for a in ledger.tainted_adapters("acme")} == {saw.id, after.id}
     ledger.purged_adapter("acme", saw.id)
     assert [a.id for a in ledger.tainted_adapters("acme")] == [after.id]
     for tainted in (saw, after):
         with pytest.raises(FailedPrecondition):
             ledger.activate_adapter("acme", "m", tainted.id)
+
+
+@pytest.mark.parametrize("kind", [JobKind.LEARN, JobKind.STUDY])
+def test_what_is_being_learned_is_taken_from_who_works_on_it_and_goes_on_from_there(ledger: Ledger, kind: JobKind) -> None:
+    """As the same job: who waits for it goes on waiting, and what does not rest on the document is not done twice."""
+    memory(ledger)
+    document = write(ledger).document.id
+    job = ledger.request_learning("acme", "m", kind, {"max_examples": "7"}, None)
+    while (claimed := ledger.claim_job("w", 60)) and claimed.id != job.id:
+        pass
+    assert ledger.heartbeat("acme", job.id, "w", 60, "study", 3, 9, 0.5, {"examples": 2})
+    ledger.delete_document("acme", "m", document, None)
+    assert not ledger.heartbeat("acme", job.id, "w", 60, "study", 4, 9, 0.5), "it is not w's any more"
+    left = ledger.get_job("acme", job.id)
+    assert (left.state, left.stage, left.done, left.receipt) == (JobState.PENDING, "study", 3, {"examples": 2})
+    assert ledger.request_learning("acme", "m", kind, {}, None) == left
+    while (claimed := ledger.claim_job("v", 60)) and claimed.id != job.id:
+        pass
+    assert claimed and claimed.payload == job.payload
 
 
 def test_an_adapter_of_a_deleted_document_is_not_recorded(ledger: Ledger) -> None:
@@ -137,3 +149,32 @@ def test_an_adapter_that_another_memory_imported_is_tainted_there(ledger: Ledger
     assert [a.id for a in ledger.tainted_adapters("acme")] == [elsewhere.id]
     learning = [j.target for j in ledger.list_jobs("acme", 100, "").items if j.kind is JobKind.LEARN]
     assert learning == ["memories/n"], "it is that memory which learns anew"
+
+
+def test_it_may_have_learned_all_that_was_there_when_it_was_last_gathered(ledger: Ledger) -> None:
+    """Whatever the policy counts from: of a study that came before, or of an earlier attempt."""
+    memory(ledger)
+    begun = now()
+    ledger.add_examples("acme", "m", [(Q, A, [])], Origin.SUPPLIED, None)
+    gathered = now()
+    late = write(ledger).document.id
+    ledger.add_examples("acme", "m", [("Where?", "There", [late])], Origin.SUPPLIED, None)
+    made = learned(ledger, [], gather_time=begun, gathered=gathered)
+    ledger.delete_document("acme", "m", late, None)
+    assert state(ledger, made) is AdapterState.ACTIVE, "that example came after it"
+    document = write(ledger).document.id
+    ledger.add_examples("acme", "m", [(Q, A, [document])], Origin.SUPPLIED, None)
+    ledger.delete_document("acme", "m", document, None)
+    assert state(ledger, made) is AdapterState.TAINTED
+
+
+def test_what_its_examples_came_to_rest_on_while_it_was_trained_had_a_part_in_it(ledger: Ledger) -> None:
+    memory(ledger)
+    begun, document = now(), write(ledger).document.id
+    ledger.add_examples("acme", "m", [(Q, A, [])], Origin.SUPPLIED, None)
+    gathered = now()
+    ledger.add_examples("acme", "m", [(Q, A, [document])], Origin.SUPPLIED, None)
+    made = learned(ledger, [], gather_time=begun, gathered=gathered)
+    assert made.documents == 1
+    ledger.delete_document("acme", "m", document, None)
+    assert state(ledger, made) is AdapterState.TAINTED

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memoryd.eval.metrics import normalized
-from memoryd.learn.judge import LEAST, Judgement, beyond_noise, is_held_out, judge, kind_of, score
+from memoryd.learn.judge import LEAST, Judgement, at_most, beyond_noise, is_held_out, judge, kind_of, score
 from memoryd.recall.prompt import REFUSAL
 from tests.unit.learning_parts import example
 
@@ -31,6 +31,17 @@ def test_who_is_held_out_depends_on_the_question_only(question: str, one: str, o
 def test_a_fifth_is_held_out() -> None:
     held = sum(is_held_out(example(f"What is number {n}?")) for n in range(2000))
     assert 300 < held < 500
+
+
+def test_of_many_the_same_are_chosen_whatever_their_age() -> None:
+    many = [example(f"What is number {n}?", id_=str(n)) for n in range(1000)]
+    chosen = at_most(many, 60)
+    assert len(chosen) == 60
+    assert chosen == sorted(chosen, key=lambda one: int(one.id)), "in their order"
+    assert 15 < sum(int(one.id) >= 500 for one in chosen) < 45
+    grown = at_most([*many, *(example(f"And number {n}?", id_=str(n)) for n in range(1000, 1100))], 60)
+    assert 45 < len({one.id for one in chosen} & {one.id for one in grown}) < 60
+    assert at_most(many[:60], 60) == many[:60]
 
 
 @pytest.mark.parametrize(

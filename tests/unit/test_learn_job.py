@@ -116,7 +116,9 @@ class School:
         parts = (self.lab.ledger, self.lab.blobs, models(self.worker), contexts, self.adapters, self.runs)
         learning = LearnJob(*parts, LearnSettings(epochs=1), 1, self.keep)
         self.runner = JobRunner(self.lab.ledger, slots=2, lease_seconds=0.4, attempts=3)
-        self.running = asyncio.create_task(self.runner.run({JobKind.LEARN: learning, JobKind.COMPRESS: _nothing}))
+        self.running = asyncio.create_task(
+            self.runner.run({JobKind.LEARN: learning, JobKind.COMPRESS: _nothing, JobKind.ERASE: _nothing})
+        )
 
     async def stop(self) -> None:
         tasks = [self.running, *self.runner._running]
@@ -246,6 +248,41 @@ async def test_a_delete_does_not_wait_for_a_retry_of_it(school: School) -> None:
     assert school.job(job).state is JobState.PENDING
     assert await school.runs.sweep(TENANT) == 1
     assert school.on_disk == []
+
+
+@pytest.mark.parametrize("seen", [True, False])
+async def test_one_under_way_when_a_document_is_deleted_goes_on_or_begins_anew_as_the_same_job(
+    school: School, seen: bool
+) -> None:
+    """It goes on at its checkpoint where it has not seen that document, so that a memory that is edited all the time learns."""
+    school.teach()
+    document = school.teach() if seen else school.lab.write("what no example rests on").id
+    school.worker.stops_before = 7
+    job = school.learn()
+    await school.worker.stands.wait()
+    erase = school.lab.ledger.delete_document(TENANT, MEMORY, document, None)
+    stopping = asyncio.create_task(school.runner.stop_work_on(TENANT, {document}, erase))
+    await until(lambda: any(progress.stopped for progress in school.runner._running.values()))
+    school.worker.stops_before = STEPS + 1
+    school.worker.go_on.set()
+    await stopping
+    await school.runs.sweep(TENANT)
+    done = await school.ended(job)
+    assert (done.state, done.receipt["steps"]) == (JobState.SUCCEEDED, STEPS)
+    assert school.worker.begun_at == [0, 0 if seen else 6]
+    assert len({*school.blobs} - {document}) == 1
+
+
+async def test_a_retry_of_what_another_job_does_already_names_that_one(school: School) -> None:
+    school.teach()
+    job = await school.cancelled()
+    school.worker.stops_before, school.worker.go_on = 3, asyncio.Event()
+    other = school.learn()
+    with pytest.raises(FailedPrecondition, match=f"wait for operations/{other.id}") as refusal:
+        school.lab.ledger.retry_job(TENANT, job.id)
+    assert refusal.value.details["operation"] == f"operations/{other.id}"
+    school.worker.go_on.set()
+    await school.ended(other)
 
 
 async def test_it_goes_with_its_memory_even_where_that_is_created_anew(school: School) -> None:
