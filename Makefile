@@ -35,9 +35,10 @@ demo: install ## start a daemon, write a book into it, ask it questions
 serve: install ## run the daemon
 	$(BIN)/memoryd serve
 
-# Two processes, each with its own daemon: much of a test is waiting for one to start or to end.
+# Two processes, each with its own daemon: much of a test is waiting for one to start or to end. The slowest files go first, as
+# pyproject.toml orders them: by number of tests, which is how they were sorted else, a file with one long test comes last.
 test: install ## all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 15
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 test-kill: install ## kill -9 at 50 random moments; writes docs/figures/kills.json
 	MEMORYD_KILLS=50 $(BIN)/python -m pytest -s tests/fault/test_kill.py
