@@ -154,7 +154,8 @@ class Ledger(Protocol):
         trained with it are tainted, and instead of an active one its nearest clean ancestor is. Learning begins anew."""
 
     def set_stage(self, tenant: str, document: str, stage: Stage) -> bool:
-        """Moves a document on (never back). False where it is deleted."""
+        """Moves a document on (never back); to COMPRESSED: LEARNED where the active adapter of its memory was trained with it.
+        False where it is deleted."""
 
     def reset_document(self, tenant: str, document: str) -> bool:
         """Back to STORED without chunks and passages, before it is chunked anew. False where it is deleted."""

@@ -20,10 +20,10 @@ class DeletedRows(LedgerPart):
 
     def delete_document(self, tenant: str, memory: str, document: str, request: Request | None) -> Job:
         def change(conn: Connection) -> Job:
+            find_memory_uid(conn, tenant, memory, lock=True)  # against what is recorded of the document at the same time
             made = result_of(conn, tenant, request)
             if made is not None:
                 return read_job(conn, tenant, made)
-            find_memory_uid(conn, tenant, memory, lock=True)  # against what is recorded of the document at the same time
             job = bury(conn, tenant, memory, document)
             remember(conn, tenant, request, job.id)
             return job

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, case, exists, func, insert, or_, select, update
 
-from memoryd.core import Chunk, Document, Job, JobKind, Kind, Metadata, Request, Stage, document_name
+from memoryd.core import AdapterState, Chunk, Document, Job, JobKind, Kind, Metadata, Request, Stage, document_name
 from memoryd.errors import AlreadyExists, NotFound, ReplacedNotFound
 from memoryd.store.base import Page, Written
 from memoryd.store.ledger_deleted import bury, bury_replaced, erase_job, reusable
 from memoryd.store.ledger_jobs import insert_job, read_job
-from memoryd.store.ledger_memories import require_memory_uid
+from memoryd.store.ledger_memories import find_memory_uid, require_memory_uid, required
 from memoryd.store.ledger_part import LedgerPart, batches, document_of, live, remember, result_of
 from memoryd.store.paging import read_page
-from memoryd.store.schema import adapters, chunks, documents, jobs
+from memoryd.store.schema import adapter_documents, adapters, chunks, documents, jobs, memories
 
 
 class DocumentRows(LedgerPart):
@@ -36,11 +36,12 @@ class DocumentRows(LedgerPart):
         replaces: str = "",
     ) -> Written:
         def change(conn: Connection) -> Written:
+            uid = find_memory_uid(conn, tenant, memory, lock=True)
             made = result_of(conn, tenant, request)
             if made is not None:  # deleted since? then NotFound: a late repeat must not bring back what was forgotten
                 erase = erase_job(conn, tenant, replaces) if replaces else None
                 return _already_stored(conn, _read_document(conn, tenant, memory, made), erase)
-            uid = require_memory_uid(conn, tenant, memory, lock=True)
+            uid = required(uid)
             old = _read_replaced(conn, tenant, memory, replaces) if replaces else None
             rivals = {"tenant": tenant, "uid": uid, "sha256": sha256, "id": document}
             found = conn.execute(_RIVALS, rivals).mappings().all()
@@ -117,10 +118,17 @@ class DocumentRows(LedgerPart):
         return self._db.read(query)
 
     def set_stage(self, tenant: str, document: str, stage: Stage) -> bool:
+        this = live(tenant) & (documents.c.id == document)
+        reached = (documents.c.stage >= stage, documents.c.stage)
+        learned = [(_ACTIVE_KNOWS_IT, int(Stage.LEARNED))] if stage == Stage.COMPRESSED else []
+        move = update(documents).where(this).values(stage=case(reached, *learned, else_=int(stage)))
+
         def change(conn: Connection) -> bool:
-            this = live(tenant) & (documents.c.id == document)
-            conn.execute(update(documents).where(this, documents.c.stage < stage).values(stage=stage))
-            return conn.execute(select(documents.c.id).where(this)).first() is not None
+            if learned:  # what activates an adapter lifts the documents that it sees COMPRESSED: one waits for the other
+                conn.execute(
+                    select(memories.c.uid).join(documents, _OF_MEMORY).where(this).with_for_update(read=True, of=memories)
+                )
+            return conn.execute(move).rowcount == 1
 
         return self._db.write(change)
 
@@ -180,6 +188,16 @@ class DocumentRows(LedgerPart):
 
 
 _documents = documents  # for methods whose argument takes the name
+
+_OF_MEMORY = (memories.c.tenant == documents.c.tenant) & (memories.c.uid == documents.c.memory_uid)
+_ACTIVE_KNOWS_IT = exists().where(
+    adapter_documents.c.tenant == documents.c.tenant,
+    adapter_documents.c.document == documents.c.id,
+    adapters.c.tenant == documents.c.tenant,
+    adapters.c.id == adapter_documents.c.adapter,
+    adapters.c.memory_uid == documents.c.memory_uid,
+    adapters.c.state == AdapterState.ACTIVE,
+)
 
 
 def _select(conn: Connection, tenant: str, which: ColumnElement[bool]) -> list[Document]:

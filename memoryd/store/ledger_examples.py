@@ -13,7 +13,7 @@ from sqlalchemy import Connection, RowMapping, insert, select
 from memoryd.core import Example, Origin, Request, new_id, now
 from memoryd.errors import NotFound, Unavailable
 from memoryd.store.base import Page
-from memoryd.store.ledger_memories import require_memory_uid
+from memoryd.store.ledger_memories import find_memory_uid, require_memory_uid, required
 from memoryd.store.ledger_part import LedgerPart, batches, live, remember, result_of
 from memoryd.store.ledger_taint import delete_example_rows, learned_from
 from memoryd.store.paging import read_page
@@ -32,12 +32,13 @@ class ExampleRows(LedgerPart):
         request: Request | None,
     ) -> tuple[Sequence[Example], int]:
         def change(conn: Connection) -> tuple[Sequence[Example], int]:
+            uid = find_memory_uid(conn, tenant, memory, lock=True)
             made = result_of(conn, tenant, request)
             if made is not None:
                 ids = json.loads(made)
                 found = {example.id: example for example in _examples(conn, tenant, ids)}
                 return [found[id_] for id_ in ids if id_ in found], len(ids)
-            uid = require_memory_uid(conn, tenant, memory, lock=True)
+            uid = required(uid)
             _require_documents(conn, tenant, memory, {document for _, _, of in new for document in of})
             ids, held = [], 0
             for question, answer, of in new:

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 
 from memoryd.core import LEARNING, AdapterState, Job, JobKind, JobState, Request, Unlearned, gathered_at, memory_name
 from memoryd.store.ledger_jobs import insert_job, read_job
-from memoryd.store.ledger_memories import require_memory_uid
+from memoryd.store.ledger_memories import find_memory_uid, require_memory_uid, required
 from memoryd.store.ledger_part import LedgerPart, live, remember, result_of
 from memoryd.store.schema import adapters, documents, jobs
 
@@ -21,9 +21,10 @@ class LearningRows(LedgerPart):
         self, tenant: str, memory: str, kind: JobKind, payload: dict[str, str], request: Request | None
     ) -> Job:
         def change(conn: Connection) -> Job:
+            uid = find_memory_uid(conn, tenant, memory, lock=True)
             made = result_of(conn, tenant, request)
             if made is None:
-                require_memory_uid(conn, tenant, memory, lock=True)
+                required(uid)
                 target = memory_name(memory)
                 this = (jobs.c.tenant == tenant) & (jobs.c.kind == kind) & (jobs.c.target == target)
                 made = conn.execute(select(jobs.c.id).where(this, jobs.c.due_time.is_not(None))).scalar()

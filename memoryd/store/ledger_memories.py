@@ -30,12 +30,13 @@ class MemoryRows(LedgerPart):
         self, tenant: str, memory: str, display_name: str, description: str, metadata: Metadata, request: Request | None
     ) -> Memory:
         def change(conn: Connection) -> Memory:
+            id_ = memory or new_id()
+            taken = find_memory_uid(conn, tenant, id_) is not None
             made = result_of(conn, tenant, request)
             if made is not None:
                 return read_memory(conn, tenant, made)
             require_tenant(conn, tenant)
-            id_ = memory or new_id()
-            if find_memory_uid(conn, tenant, id_) is not None:
+            if taken:
                 raise AlreadyExists("there is a memory of that id")
             time = now()
             conn.execute(
@@ -105,10 +106,11 @@ class MemoryRows(LedgerPart):
 
     def delete_memory(self, tenant: str, memory: str, request: Request | None) -> Job:
         def change(conn: Connection) -> Job:
+            uid = find_memory_uid(conn, tenant, memory, lock=True)
             made = result_of(conn, tenant, request)
             if made is not None:
                 return read_job(conn, tenant, made)
-            uid = require_memory_uid(conn, tenant, memory, lock=True)
+            uid = required(uid)
             of_memory = (documents.c.tenant == tenant) & (documents.c.memory_uid == uid)
             cancel_jobs(conn, tenant, select(documents.c.id).where(of_memory))
             conn.execute(update(documents).where(of_memory, documents.c.tombstone == "").values(tombstone=documents.c.id))
@@ -128,7 +130,11 @@ def find_memory_uid(conn: Connection, tenant: str, memory: str, *, lock: bool = 
 
 def require_memory_uid(conn: Connection, tenant: str, memory: str, *, lock: bool = False) -> str:
     """As find_memory_uid. NotFound where there is none."""
-    uid = find_memory_uid(conn, tenant, memory, lock=lock)
+    return required(find_memory_uid(conn, tenant, memory, lock=lock))
+
+
+def required(uid: str | None) -> str:
+    """What find_memory_uid found. NotFound where that is nothing."""
     if uid is None:
         raise NotFound("no such memory")
     return uid

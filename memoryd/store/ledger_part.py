@@ -31,7 +31,10 @@ def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def result_of(conn: Connection, tenant: str, request: Request | None) -> str | None:
-    """What an earlier call of this request made. RequestIdReused where the digest differs."""
+    """What an earlier call of this request made. RequestIdReused where the digest differs.
+
+    Asked once the call holds its locks and has looked at what it is about: a repeat may overlap its first try, and where that
+    ends just before the look, its result is there to be found."""
     if request is None:
         return None
     row = conn.execute(_RESULT, {"tenant": tenant, "id": request.id}).first()
