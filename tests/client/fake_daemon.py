@@ -43,16 +43,22 @@ class Seen:
     method: str
     metadata: dict[str, str]
     request: Any = None
+    time_left: float = 0.0
+    """What its client gave it of its timeout; huge where that is no limit."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class Faults(grpc.ServerInterceptor):
-    """Records every call, and fails, slows or cuts the next ones of a method."""
+    """Records every call, and fails, slows, cuts or otherwise meets the next ones of a method."""
 
     def __init__(self) -> None:
         self.calls: list[Seen] = []
         self._planned: dict[str, list[Callable[[], None]]] = {}
         self._cuts: dict[str, list[int]] = {}
+
+    def meet(self, method: str, do: Callable[[], None]) -> None:
+        """The next call of this method has this done first."""
+        self._planned.setdefault(method, []).append(do)
 
     def fail(self, method: str, *, times: int = 1, code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> None:
         def strike() -> None:
@@ -61,7 +67,7 @@ class Faults(grpc.ServerInterceptor):
         self._planned.setdefault(method, []).extend([strike] * times)
 
     def slow(self, method: str, seconds: float) -> None:
-        self._planned.setdefault(method, []).append(lambda: time.sleep(seconds))
+        self.meet(method, lambda: time.sleep(seconds))
 
     def cut(self, method: str, after: int) -> None:
         """The next stream of this method fails with UNAVAILABLE after so many responses."""
@@ -81,7 +87,7 @@ class Faults(grpc.ServerInterceptor):
         }
 
         def begin(request: Any, context: Any) -> None:
-            seen.request = request
+            seen.request, seen.time_left = request, context.time_remaining()
             context.add_callback(seen.cancelled.set)
             if (planned := self._planned.get(method)) and not handler.request_streaming:
                 planned.pop(0)()

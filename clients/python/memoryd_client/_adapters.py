@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any, BinaryIO
 
 from . import _convert, _wire
-from ._caller import Caller, build
+from ._caller import Caller, Ready, build
 from ._export import Target, save
 from ._learning import Adapter
 from ._settings import LONG_TIMEOUT
@@ -19,7 +19,7 @@ from ._upload import UploadSource
 class AsyncAdapters:
     """`memory.adapters`."""
 
-    def __init__(self, caller: Caller, memory: str, ready: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, caller: Caller, memory: str, ready: Ready) -> None:
         self._caller = caller
         self._memory = memory
         self._ready = ready
@@ -30,9 +30,9 @@ class AsyncAdapters:
 
     async def list(self, *, page_size: int | None = None, timeout: float | None = None) -> AsyncGenerator[Adapter, None]:
         """Iterates the memory's adapters, oldest first. `timeout` is for each page."""
-        await self._ready()
+        left = await self._ready(timeout)
         pages = self._caller.pages(
-            "LearnService.ListAdapters", "adapters", timeout=timeout, parent=self._memory, page_size=page_size
+            "LearnService.ListAdapters", "adapters", timeout=timeout, first=left, parent=self._memory, page_size=page_size
         )
         async with aclosing(pages):
             async for adapter in pages:
@@ -50,20 +50,20 @@ class AsyncAdapters:
 
     async def delete(self, adapter: str | Adapter, *, timeout: float | None = None) -> None:
         """Deletes an adapter. The active one is rolled back first."""
-        await self._ready()
-        await self._caller.delete("LearnService.DeleteAdapter", timeout=timeout, name=self._name(adapter))
+        left = await self._ready(timeout)
+        await self._caller.delete("LearnService.DeleteAdapter", timeout=left, name=self._name(adapter))
 
     async def export(self, adapter: str | Adapter, target: Target, *, timeout: float = LONG_TIMEOUT) -> None:
         """Writes an adapter as a tar archive, a plain PEFT directory and lineage.json, to a path or an open binary file.
         A path is written beside and renamed: where the export fails, what was there stays."""
-        await self._ready()
+        left = await self._ready(timeout)
         name = self._name(adapter)
-        await save(self._caller, "LearnService.ExportAdapter", "data", target, timeout=timeout, name=name)
+        await save(self._caller, "LearnService.ExportAdapter", "data", target, timeout=left, name=name)
 
     async def import_(self, source: str | os.PathLike[str] | BinaryIO, *, timeout: float = LONG_TIMEOUT) -> Adapter:
         """Takes what export() gave, or a plain PEFT directory in a tar archive: a file, or what an open binary file gives
         from where it stands. The adapter is not activated."""
-        await self._ready()
+        left = await self._ready(timeout)
         part = _wire.message("ImportAdapterRequest")
         parent = build(part, {"parent": self._memory})
 
@@ -74,12 +74,12 @@ class AsyncAdapters:
 
         with UploadSource(source) as file:
             # Never repeated: nothing would tell the daemon that the second one is the first one again.
-            response = await file.send(self._caller, "LearnService.ImportAdapter", parts, timeout, repeatable=False)
+            response = await file.send(self._caller, "LearnService.ImportAdapter", parts, left, repeatable=False)
         return _convert.adapter(response)
 
     async def _call(self, method: str, timeout: float | None, *, name: str) -> Any:
-        await self._ready()
-        return await self._caller.unary(f"LearnService.{method}", timeout=timeout, name=name)
+        left = await self._ready(timeout)
+        return await self._caller.unary(f"LearnService.{method}", timeout=left, name=name)
 
     def _name(self, adapter: str | Adapter) -> str:
         return _convert.name_in(self._memory, "adapters", adapter)

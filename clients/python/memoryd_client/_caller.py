@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
@@ -18,6 +18,9 @@ from ._wire import Method
 
 T = TypeVar("T")
 
+Ready: TypeAlias = Callable[[float | None], Awaitable[float]]
+"""Makes sure that a memory is there, within a call's timeout; gives what is left of it for the call itself."""
+
 # Methods that change nothing, or where a second time changes nothing more. A write is safe by its request_id.
 _REPEATABLE_VERBS = ("Get", "List", "Search", "Build", "Answer", "Watch", "Check", "Cancel", "Revoke", "Activate", "Export")
 
@@ -28,21 +31,19 @@ def is_repeatable(method: Method) -> bool:
 
 
 class Deadline:
-    """The moment that a call, with all its retries, must be done by."""
+    """The moment that a call, with all its retries and the calls inside it, must be done by."""
 
     def __init__(self, timeout: float | None) -> None:
-        self._at = None if timeout is None or timeout == math.inf else time.monotonic() + timeout
+        self._at = math.inf if timeout is None else time.monotonic() + timeout
 
-    def left(self, at_most: float | None = None) -> float | None:
-        """Seconds, not below 0; None where there is no limit."""
-        if self._at is None:
-            return at_most
-        left = max(0.0, self._at - time.monotonic())
-        return left if at_most is None else min(left, at_most)
+    def left(self, at_most: float = math.inf) -> float:
+        """Seconds, not below 0. Infinite where there is no limit, and not None, which a call inside this one would take
+        for the client's own timeout."""
+        return min(max(0.0, self._at - time.monotonic()), at_most)
 
     def allows(self, seconds: float) -> bool:
         """Whether there is time to wait so long, and to do something after it."""
-        return self._at is None or time.monotonic() + seconds < self._at
+        return time.monotonic() + seconds < self._at
 
 
 class Caller:
@@ -53,6 +54,10 @@ class Caller:
         self._settings = settings
         self._closed = False
 
+    def deadline(self, timeout: float | None) -> Deadline:
+        """Of a call with this timeout: the client's own where it is given none."""
+        return Deadline(timeout if timeout is not None else self._settings.timeout)
+
     async def unary(self, name: str, /, *, timeout: float | None = None, **fields: Any) -> Any:
         """Calls `Service.Method` with a request of these fields; gives its response."""
         method = _wire.method(name)
@@ -61,8 +66,7 @@ class Caller:
         def attempt(left: float | None, metadata: Any) -> Awaitable[Any]:
             return self.transport.unary(method, request, left, metadata)
 
-        deadline = Deadline(timeout if timeout is not None else self._settings.timeout)
-        return await self.retrying(method, attempt, deadline=deadline, again=lambda: is_repeatable(method))
+        return await self.retrying(method, attempt, deadline=self.deadline(timeout), again=lambda: is_repeatable(method))
 
     async def delete(self, name: str, /, *, timeout: float | None = None, **fields: Any) -> None:
         """Calls a `Service.Method` that deletes at once, and takes no request_id. It is repeated all the same: after an
@@ -76,9 +80,8 @@ class Caller:
             tried += 1
             return self.transport.unary(method, request, left, metadata)
 
-        deadline = Deadline(timeout if timeout is not None else self._settings.timeout)
         try:
-            await self.retrying(method, attempt, deadline=deadline, again=lambda: True)
+            await self.retrying(method, attempt, deadline=self.deadline(timeout), again=lambda: True)
         except NotFound:
             if tried == 1:
                 raise
@@ -88,14 +91,17 @@ class Caller:
         method = _wire.method(name)
         return Stream(self, method, _request(method, fields), Deadline(timeout))
 
-    async def pages(self, name: str, field: str, /, *, timeout: float | None, **fields: Any) -> AsyncGenerator[Any, None]:
-        """The items of all pages, each page asked for when it is needed."""
-        token = ""
+    async def pages(
+        self, name: str, field: str, /, *, timeout: float | None, first: float | None = None, **fields: Any
+    ) -> AsyncGenerator[Any, None]:
+        """The items of all pages, each page asked for when it is needed. `timeout` is for each; `first`: what is left of it
+        for the first one."""
+        token, left = "", timeout if first is None else first
         while True:
-            page = await self.unary(name, timeout=timeout, page_token=token, **fields)
+            page = await self.unary(name, timeout=left, page_token=token, **fields)
             for item in getattr(page, field):
                 yield item
-            token = page.next_page_token
+            token, left = page.next_page_token, timeout
             if not token:
                 return
 
@@ -113,8 +119,9 @@ class Caller:
         tried = 0
         while True:
             tried += 1
+            left = deadline.left()
             try:
-                return await attempt(deadline.left(), metadata)
+                return await attempt(None if left == math.inf else left, metadata)  # grpcio calls no limit None
             except grpc.RpcError as failure:
                 error = self.error(failure, method, request_id)
             if not (isinstance(error, Unavailable) and again() and await self.backed_off(tried, deadline)):

@@ -116,7 +116,7 @@ class Core:
         tried, found = 0, "it does not answer"
         while True:
             try:
-                status = await self.health(timeout=deadline.left())
+                status = await self.health(timeout=deadline.left(CALL_TIMEOUT))
                 if status is HealthStatus.SERVING:
                     return
                 found = f"it is {status.name}"

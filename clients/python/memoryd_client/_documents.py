@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from . import _convert
-from ._caller import Caller
+from ._caller import Caller, Ready
 from ._jobs import reach
 from ._records import Job
 from ._settings import LONG_TIMEOUT
@@ -20,24 +20,29 @@ _VIEW_BASIC, _VIEW_FULL = 1, 2
 class AsyncDocuments:
     """`memory.documents`."""
 
-    def __init__(self, caller: Caller, memory: str, ready: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, caller: Caller, memory: str, ready: Ready) -> None:
         self._caller = caller
         self._memory = memory
         self._ready = ready
 
     async def get(self, document: str | Document, *, text: bool = False, timeout: float | None = None) -> Document:
         """Reads one document, with up to 1 MiB of its text where asked."""
-        await self._ready()
+        left = await self._ready(timeout)
         view = _VIEW_FULL if text else _VIEW_BASIC
         name = self._name(document)
-        response = await self._caller.unary("DocumentService.GetDocument", timeout=timeout, name=name, view=view)
+        response = await self._caller.unary("DocumentService.GetDocument", timeout=left, name=name, view=view)
         return _convert.document(response, with_text=text)
 
     async def list(self, *, page_size: int | None = None, timeout: float | None = None) -> AsyncGenerator[Document, None]:
         """Iterates the memory's documents, oldest first. `timeout` is for each page."""
-        await self._ready()
+        left = await self._ready(timeout)
         pages = self._caller.pages(
-            "DocumentService.ListDocuments", "documents", timeout=timeout, parent=self._memory, page_size=page_size
+            "DocumentService.ListDocuments",
+            "documents",
+            timeout=timeout,
+            first=left,
+            parent=self._memory,
+            page_size=page_size,
         )
         async with aclosing(pages):
             async for document in pages:
@@ -45,11 +50,9 @@ class AsyncDocuments:
 
     async def delete(self, document: str | Document, *, request_id: str | None = None, timeout: float | None = None) -> Job:
         """Deletes a document: unreachable when this returns. The job ends when its bytes are erased, with a receipt."""
-        await self._ready()
+        left = await self._ready(timeout)
         name = self._name(document)
-        operation = await self._caller.unary(
-            "DocumentService.DeleteDocument", timeout=timeout, name=name, request_id=request_id
-        )
+        operation = await self._caller.unary("DocumentService.DeleteDocument", timeout=left, name=name, request_id=request_id)
         return _convert.job(operation)
 
     async def wait(
@@ -57,7 +60,7 @@ class AsyncDocuments:
     ) -> Document:
         """Waits until a document is at a stage. JobFailed: its job ended before that."""
         name = self._name(document)
-        return await reach(self._caller, lambda: self.get(name), name, stage, timeout)
+        return await reach(self._caller, lambda left: self.get(name, timeout=left), name, stage, timeout)
 
     def _name(self, document: str | Document) -> str:
         return _convert.name_in(self._memory, "documents", document)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
 from . import _convert
-from ._caller import Caller
+from ._caller import Caller, Ready
 from ._errors import NotFound
 from ._export import Target, save
 from ._learning import AddedExamples, Example, GivenExample
@@ -22,7 +22,7 @@ _BATCH_BYTES = 2 << 20  # half of what the daemon takes and sends: its response 
 class AsyncExamples:
     """`memory.examples`."""
 
-    def __init__(self, caller: Caller, memory: str, ready: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, caller: Caller, memory: str, ready: Ready) -> None:
         self._caller = caller
         self._memory = memory
         self._ready = ready
@@ -39,8 +39,8 @@ class AsyncExamples:
         """Adds an example. `documents`: those of this memory that it rests on; it is deleted with them. One that the
         memory has already, with the same question and answer, is not added again."""
         example = _convert.example_out(self._memory, (question, answer, documents))
-        await self._ready()
-        added = await self._create([example], request_id, timeout)
+        left = await self._ready(timeout)
+        added = await self._create([example], request_id, left)
         if not added.examples:  # the request_id is of an earlier call
             raise NotFound("the example that was added under this request_id is deleted")
         return added.examples[0]
@@ -51,8 +51,8 @@ class AsyncExamples:
         Many are split into several calls, and `timeout` is for each. Where one fails, those before it are added: add all
         of them again, which adds what is missing."""
         batches = list(_batches(_convert.examples_out(self._memory, examples)))
-        await self._ready()
-        added = [await self._create(batch, None, timeout) for batch in batches]
+        left = await self._ready(timeout)
+        added = [await self._create(batch, None, timeout if n else left) for n, batch in enumerate(batches)]
         return AddedExamples(
             examples=tuple(example for part in added for example in part.examples),
             already_stored=sum(part.already_stored for part in added),
@@ -60,9 +60,9 @@ class AsyncExamples:
 
     async def list(self, *, page_size: int | None = None, timeout: float | None = None) -> AsyncGenerator[Example, None]:
         """Iterates the memory's examples, oldest first. `timeout` is for each page."""
-        await self._ready()
+        left = await self._ready(timeout)
         pages = self._caller.pages(
-            "LearnService.ListExamples", "examples", timeout=timeout, parent=self._memory, page_size=page_size
+            "LearnService.ListExamples", "examples", timeout=timeout, first=left, parent=self._memory, page_size=page_size
         )
         async with aclosing(pages):
             async for example in pages:
@@ -70,15 +70,15 @@ class AsyncExamples:
 
     async def delete(self, example: str | Example, *, timeout: float | None = None) -> None:
         """Deletes an example. Adapters that were trained on it stay: delete those too, or its documents."""
-        await self._ready()
+        left = await self._ready(timeout)
         name = _convert.name_in(self._memory, "examples", example)
-        await self._caller.delete("LearnService.DeleteExample", timeout=timeout, name=name)
+        await self._caller.delete("LearnService.DeleteExample", timeout=left, name=name)
 
     async def export(self, target: Target, *, timeout: float = LONG_TIMEOUT) -> None:
         """Writes all examples, oldest first, as lines of JSON, to a path or an open binary file. A path is written beside
         and renamed: where the export fails, what was there stays."""
-        await self._ready()
-        await save(self._caller, "LearnService.ExportExamples", "jsonl", target, timeout=timeout, parent=self._memory)
+        left = await self._ready(timeout)
+        await save(self._caller, "LearnService.ExportExamples", "jsonl", target, timeout=left, parent=self._memory)
 
     async def _create(self, batch: Iterable[Any], request_id: str | None, timeout: float | None) -> AddedExamples:
         return _convert.added_examples(

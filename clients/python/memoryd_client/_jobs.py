@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from typing import TypeAlias
 
 from . import _convert
 from ._caller import Caller, Deadline
@@ -18,6 +19,9 @@ from ._types import Document, Stage
 # begins with the job's state, so that a waiter looks at its document at least as often.
 _ATTACHMENT = 5.0
 _LOOK = 1.0
+
+Read: TypeAlias = Callable[[float], Awaitable[Document]]
+"""Reads a document within a timeout."""
 
 
 class AsyncJobs:
@@ -66,13 +70,13 @@ class AsyncJobs:
 
     async def wait(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> Job:
         """Waits until a job SUCCEEDED, and reads it with its receipt. JobFailed: it ended otherwise."""
-        last = None
+        last, deadline = None, Deadline(timeout)
         async with aclosing(self.watch(job, timeout=timeout)) as progress:
             async for state in progress:
                 last = state
         if last is not None and last.state is not JobState.SUCCEEDED:
             raise JobFailed(last)
-        return await self.get(job)
+        return await self.get(job, timeout=deadline.left())
 
 
 class Jobs:
@@ -130,7 +134,7 @@ async def follow(caller: Caller, name: str, deadline: Deadline, *, patient: bool
             raise failure or DeadlineExceeded(f"job {name} has not ended within the timeout")
 
 
-async def reach(caller: Caller, read: Callable[[], Awaitable[Document]], name: str, stage: Stage, timeout: float) -> Document:
+async def reach(caller: Caller, read: Read, name: str, stage: Stage, timeout: float) -> Document:
     """Waits until a document is at a stage, and reads it."""
     deadline = Deadline(timeout)
     document: Document | None = None
@@ -156,7 +160,7 @@ async def reach(caller: Caller, read: Callable[[], Awaitable[Document]], name: s
 
 
 async def _until(
-    caller: Caller, read: Callable[[], Awaitable[Document]], document: Document, stage: Stage, deadline: Deadline
+    caller: Caller, read: Read, document: Document, stage: Stage, deadline: Deadline
 ) -> tuple[Document, Job | None]:
     """Follows a document's job until the document is at a stage or the job ended."""
     last: Job | None = None
@@ -173,12 +177,12 @@ async def _until(
     return document, last
 
 
-async def _patiently(caller: Caller, read: Callable[[], Awaitable[Document]], deadline: Deadline) -> Document:
+async def _patiently(caller: Caller, read: Read, deadline: Deadline) -> Document:
     """Reads, however long the daemon takes to come back: it has acknowledged the document, so it will."""
     tried = 0
     while True:
         try:
-            return await read()
+            return await read(deadline.left())
         except Unavailable:
             tried += 1
             if not await caller.paused(tried, deadline):

@@ -51,8 +51,8 @@ class AsyncMemory:
 
     async def info(self, *, timeout: float | None = None) -> MemoryInfo:
         """Reads what is known of it."""
-        await self._ready()
-        return _convert.memory(await self._caller.unary("MemoryService.GetMemory", timeout=timeout, name=self.name))
+        left = await self._ready(timeout)
+        return _convert.memory(await self._caller.unary("MemoryService.GetMemory", timeout=left, name=self.name))
 
     async def write(
         self,
@@ -125,13 +125,13 @@ class AsyncMemory:
         fields = {"parent": self.name, "title": title, "metadata": _convert.metadata_out(metadata)}
         fields["replaces"] = self._replaced(replaces)
         fields["request_id"] = request_id or _wire.new_id()
-        await self._ready()
+        left = await self._ready(timeout)
         with UploadSource(source) as file:
             if title is None:
                 fields["title"] = file.title
             header = build(_wire.message("UploadHeader"), fields)
             response = await file.send(
-                self._caller, "DocumentService.UploadDocument", lambda: file.pieces(header), timeout, repeatable=True
+                self._caller, "DocumentService.UploadDocument", lambda: file.pieces(header), left, repeatable=True
             )
         return self._result(response)
 
@@ -193,8 +193,9 @@ class AsyncMemory:
         """Adds what a person thinks of an answer: a good or corrected one becomes an example; to a bad one the memory shall
         rather say that it does not know.
 
-        `answer`: its text, or the answer itself, read to its end. `documents`: those of this memory that it rests on;
-        where None, those that the answer itself cites; of a good one that cites none, all that it was given."""
+        `answer`: its text, or the answer itself, which is read to its end within its own timeout. `documents`: those of this
+        memory that it rests on; where None, those that the answer itself cites; of a good one that cites none, all that it
+        was given."""
         if not isinstance(answer, str):
             if documents is None:
                 sources = await answer.cited
@@ -251,20 +252,22 @@ class AsyncMemory:
             )
         )
 
-    async def _ready(self) -> None:
-        """Creates the memory where that was asked for, once."""
+    async def _ready(self, timeout: float | None) -> float:
+        """Creates the memory where that was asked for, once; gives what is left of the timeout."""
+        deadline = self._caller.deadline(timeout)
         if self._create:
             with suppress(AlreadyExists):
-                await self._caller.unary("MemoryService.CreateMemory", memory_id=self.id)
+                await self._caller.unary("MemoryService.CreateMemory", timeout=deadline.left(), memory_id=self.id)
             self._create = False
+        return deadline.left()
 
     async def _write(self, method: str, timeout: float | None, **fields: Any) -> AsyncWriteResult:
-        await self._ready()
-        return self._result(await self._caller.unary(f"DocumentService.{method}", timeout=timeout, parent=self.name, **fields))
+        left = await self._ready(timeout)
+        return self._result(await self._caller.unary(f"DocumentService.{method}", timeout=left, parent=self.name, **fields))
 
     async def _learn(self, method: str, timeout: float | None, **fields: Any) -> Any:
-        await self._ready()
-        return await self._caller.unary(f"LearnService.{method}", timeout=timeout, **fields)
+        left = await self._ready(timeout)
+        return await self._caller.unary(f"LearnService.{method}", timeout=left, **fields)
 
     def _replaced(self, document: str | Document | None) -> str | None:
         return None if document is None else self.documents._name(document)

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from . import _convert
 from ._answer import AsyncAnswer
-from ._caller import Caller, Stream
+from ._caller import Caller, Deadline, Stream
 from ._learning import GivenAdapters
 from ._types import Context, MemoryInfo, Message, Mode, Source
 
@@ -20,7 +20,7 @@ class Handle(Protocol):
     @property
     def name(self) -> str: ...
 
-    def _ready(self) -> Awaitable[None]: ...
+    def _ready(self, timeout: float | None) -> Awaitable[float]: ...
 
 
 Given = str | MemoryInfo | Handle
@@ -33,14 +33,18 @@ class Recall:
     caller: Caller
 
     async def search(self, memories: Sequence[Given], query: str, top_k: int | None, timeout: float | None) -> list[Source]:
-        names = await _names(memories)
-        response = await self.caller.unary("RecallService.Search", timeout=timeout, memories=names, query=query, top_k=top_k)
+        deadline = self.caller.deadline(timeout)
+        names = await _names(memories, deadline)
+        response = await self.caller.unary(
+            "RecallService.Search", timeout=deadline.left(), memories=names, query=query, top_k=top_k
+        )
         return list(_convert.sources(response.sources))
 
     async def context(self, memories: Sequence[Given], query: str, max_tokens: int | None, timeout: float | None) -> Context:
-        names = await _names(memories)
+        deadline = self.caller.deadline(timeout)
+        names = await _names(memories, deadline)
         response = await self.caller.unary(
-            "RecallService.BuildContext", timeout=timeout, memories=names, query=query, max_tokens=max_tokens
+            "RecallService.BuildContext", timeout=deadline.left(), memories=names, query=query, max_tokens=max_tokens
         )
         return _convert.context(response)
 
@@ -56,10 +60,11 @@ class Recall:
         **fields: Any,
     ) -> AsyncAnswer:
         async def begin() -> Stream:
-            names = await _names(memories)
+            deadline = Deadline(timeout)
+            names = await _names(memories, deadline)
             return self.caller.stream(
                 "RecallService.Answer",
-                timeout=timeout,
+                timeout=deadline.left(),
                 memories=names,
                 question=question,
                 prior_messages=[_convert.message_out(m) for m in prior_messages],
@@ -71,10 +76,10 @@ class Recall:
         return AsyncAnswer(question, begin)
 
 
-async def _names(memories: Sequence[Given]) -> list[str]:
+async def _names(memories: Sequence[Given], deadline: Deadline) -> list[str]:
     if isinstance(memories, str):  # a str is a sequence of str, but never meant as one
         memories = [memories]
     for memory in memories:
         if isinstance(memory, Handle):
-            await memory._ready()
+            await memory._ready(deadline.left())
     return [_convert.name_of("memories", memory) for memory in memories]

@@ -25,7 +25,7 @@ class Client:
     target: host:port, or unix:/path; MEMORYD_TARGET where None, and localhost:7437 where that is not set.
     api_key: MEMORYD_API_KEY where None. Refused over an unencrypted connection to another machine, unless `insecure`.
     tls: True, or a Tls with its own certificates.
-    timeout: seconds for a call with all its retries, where the call itself is given none; None is no limit.
+    timeout: seconds for a call with all that it takes, where the call itself is given none; None is no limit.
     retry: how calls that are safe to repeat are repeated while the daemon is unavailable; None never repeats.
     """
 

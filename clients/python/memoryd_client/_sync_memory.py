@@ -156,8 +156,9 @@ class Memory:
         """Adds what a person thinks of an answer: a good or corrected one becomes an example; to a bad one the memory shall
         rather say that it does not know.
 
-        `answer`: its text, or the answer itself, read to its end. `documents`: those of this memory that it rests on;
-        where None, those that the answer itself cites; of a good one that cites none, all that it was given."""
+        `answer`: its text, or the answer itself, which is read to its end within its own timeout. `documents`: those of this
+        memory that it rests on; where None, those that the answer itself cites; of a good one that cites none, all that it
+        was given."""
         return finish(
             self._inner.feedback(
                 question,
