@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from memoryd.core import Message, Source, adapter_name
 from memoryd.engine.request import DEFAULT_REPEAT_PENALTY, Generation
+from memoryd.engine.text import StopFilter
 from memoryd.errors import ResourceExhausted
 from memoryd.models import Models
 from memoryd.recall.adapters import AdapterStore, Choice
@@ -44,7 +45,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """First event: what the answer rests on, and the mode that is used."""
+    """First event: what the answer rests on, all of it in the prompt, and the mode that is used."""
 
     sources: Sequence[Source]
     mode: Mode
@@ -134,22 +135,28 @@ class Answerer:
         await self._models.worker.describe()  # where it is down the call fails while nothing is said: it may be repeated
         usage.stage_ms["load"] = _since(loading)
         answer.check()
-        yield Sources(sources, shown.mode, [*shown.warnings, *choice.warnings])
-        if sources:
-            usage.soft_tokens, usage.text_tokens = prompt.soft_tokens, prompt.text_tokens
-            usage.cache_hits = shown.tiers
-            usage.compressor = self._models.info.compressor.fingerprint if prompt.soft_tokens else ""
-            usage.adapter = self._models.info.reader
-            usage.adapters = [(adapter_name(a.memory, a.id), weight) for a, weight in choice.adapters]
-            async with contextlib.aclosing(self._generate(tenant, question, shown, choice, prompt, usage, began)) as texts:
-                while (text := await answer.next(texts)) is not None:
-                    yield text
-        else:  # nothing was found: there is nothing that a model could answer from
-            usage.time_to_first_token_ms = _since(began)
-            yield Text(REFUSAL)
+        # What was found but not read is no source of this answer: an example made of it must not rest on that.
+        read = shown.read(prompt, sources)
+        try:
+            yield Sources([sources[n] for n in read], shown.mode, [*shown.warnings, *choice.warnings, *_unread(sources, read)])
+            if read:
+                usage.soft_tokens, usage.text_tokens = prompt.soft_tokens, prompt.text_tokens
+                usage.cache_hits = shown.tiers
+                usage.compressor = self._models.info.compressor.fingerprint if prompt.soft_tokens else ""
+                usage.adapter = self._models.info.reader
+                usage.adapters = [(adapter_name(a.memory, a.id), weight) for a, weight in choice.adapters]
+                texts = self._generate(tenant, question, shown, choice, prompt, usage, began)
+                async with contextlib.aclosing(texts):
+                    while (text := await answer.next(texts)) is not None:
+                        yield text
+                usage.cited = [read.index(n) for n in usage.cited]
+            else:  # nothing was found, or none of it fits: there is nothing that a model could answer from
+                usage.time_to_first_token_ms = _since(began)
+                yield Text(REFUSAL)
+        finally:  # cut off or not; the prompt counts from when the worker is asked, for reading it is most of the work
+            prompt_tokens = usage.soft_tokens + usage.text_tokens
+            self._usage.add(tenant, answers=1, prompt_tokens=prompt_tokens, output_tokens=usage.output_tokens)
         usage.total_ms = _since(began)
-        read = usage.soft_tokens + usage.text_tokens
-        self._usage.add(tenant, answers=1, prompt_tokens=read, output_tokens=usage.output_tokens)
         yield usage
 
     async def _generate(
@@ -162,17 +169,18 @@ class Answerer:
         usage: AnswerUsage,
         began: float,
     ) -> AsyncGenerator[Text, None]:
+        """The text, without the citation: `usage.cited` gets its position among all that was found."""
         request = Generation(
             shown.segments(prompt),
             max_tokens=question.max_tokens,
             temperature=question.temperature,
-            stop=question.stop,
             seed=question.seed,
             repeat_penalty=question.repeat_penalty,
             use_reader=bool(self._models.info.reader),
             compressor_fingerprint=usage.compressor,
         )
         citation = CitationSplitter(len(prompt.numbered))
+        stop = StopFilter(question.stop)  # here and not in the worker, which would find them in the citation, too
 
         def unused() -> None:
             usage.adapters = ()
@@ -183,12 +191,16 @@ class Answerer:
                 usage.finish_reason = event.finish_reason or usage.finish_reason
                 if event.queue_ms or event.prefill_ms:
                     usage.stage_ms |= {"queue": event.queue_ms, "prefill": event.prefill_ms}
-                if text := citation.feed(event.text):
+                if text := stop.push(citation.feed(event.text)):
                     usage.time_to_first_token_ms = usage.time_to_first_token_ms or _since(began)
                     yield Text(text)
-        if text := citation.end():
+                if stop.stopped:
+                    break
+        if text := stop.push(citation.end(cut_off=usage.finish_reason == "length")) + stop.flush():
             usage.time_to_first_token_ms = usage.time_to_first_token_ms or _since(began)
             yield Text(text)
+        if stop.stopped:
+            usage.finish_reason = "stop"
         if citation.number:
             usage.cited = [shown.origins[prompt.numbered[citation.number - 1]]]
 
@@ -200,6 +212,17 @@ class Answerer:
             shown.warnings.append(f"{unsearchable} stored documents are not searchable yet: the answer does not know them")
         choice = self._adapters.choose(tenant, question.memories, sources, question.adapters)
         return shown, choice, self._ledger.token_count(tenant, question.memories)
+
+
+def _unread(sources: Sequence[Source], read: Sequence[int]) -> list[str]:
+    """The warning of those that did not fit."""
+    left_out = len(sources) - len(read)
+    if not left_out:
+        return []
+    return [
+        f"{left_out} of {len(sources)} passages did not fit into the prompt and were not read: ask for fewer, or make room for "
+        "them with a shorter question, a smaller max_tokens or a larger max_context_tokens"
+    ]
 
 
 def _since(began: float) -> float:

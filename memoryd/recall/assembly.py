@@ -45,6 +45,13 @@ class Shown:
         self.blocks.append(block)
         self.origins.append(origin)
 
+    def read(self, prompt: Prompt, sources: Sequence[Source]) -> list[int]:
+        """Positions of the sources that fitted into the prompt: in words, or with the chunk that their passage is of."""
+        fitted = [(self.blocks[index], self.origins[index]) for index in prompt.blocks]
+        words = {origin for block, origin in fitted if isinstance(block, TextBlock)}
+        chunks = {block.chunk_key for block, _ in fitted if isinstance(block, SoftBlock)}
+        return [n for n, source in enumerate(sources) if n in words or _chunk_key(source) in chunks]
+
     def segments(self, prompt: Prompt) -> list[Segment]:
         """The prompt as the worker takes it."""
         return [Soft(self.soft[s.chunk_key]) if isinstance(s, SoftSlot) else TokenIds(s.ids) for s in prompt.segments]
@@ -76,7 +83,7 @@ class Assembler:
         missing = 0
         for position, source in enumerate(sources):
             key = (source.passage.document, source.passage.chunk)
-            name = f"{key[0]}/{key[1]}"
+            name = _chunk_key(source)
             if key not in found:
                 missing += 1
                 shown.show(TextBlock(source.text, source.title), position)
@@ -101,6 +108,10 @@ class Assembler:
     def _chunks(self, tenant: str, sources: Sequence[Source]) -> list[Chunk]:
         keys = list(dict.fromkeys((s.passage.document, s.passage.chunk) for s in sources))
         return list(self._ledger.get_chunks(tenant, keys).values())
+
+
+def _chunk_key(source: Source) -> str:
+    return f"{source.passage.document}/{source.passage.chunk}"
 
 
 def _as_text(sources: Sequence[Source], warnings: Sequence[str] = ()) -> Shown:

@@ -10,6 +10,7 @@ import re
 
 _WHOLE = re.compile(r"\s*\[(\d{1,3})\] ?")
 _BEGUN = re.compile(r"\s*(\[(\d{1,3}\]?)?)?")
+_HALF = re.compile(r"\s*\[\d{0,3}")
 
 
 def cite(number: int, answer: str) -> str:
@@ -41,9 +42,10 @@ class CitationSplitter:
             return ""
         return self._settle()
 
-    def end(self) -> str:
-        """What was held back when the stream ended."""
-        return self._settle() if self._open else ""
+    def end(self, cut_off: bool = False) -> str:
+        """What was held back when the stream ended. Where it was cut off, half a citation is none of the answer's text."""
+        rest = self._settle() if self._open else ""
+        return "" if cut_off and _HALF.fullmatch(rest) else rest
 
     def _settle(self) -> str:
         self._open = False

@@ -18,6 +18,9 @@ from memoryd.errors import DataLoss, FingerprintMismatch, MemorydError, NotFound
 from memoryd.store.base import Blobs, Cache, Ledger
 
 PROCESS_BYTES = 64 << 20
+_FORGOTTEN = 10_000
+"""Documents remembered as forgotten, the latest. One matters only to what read its rows before they were deleted and is still
+loading, for seconds; to erase so many takes longer. No id comes again, so to remember one for too long does no harm."""
 
 
 def cache_prefix(document: str) -> str:
@@ -36,6 +39,7 @@ class EmbeddingStore:
         self._capacity = process_bytes
         self._held: OrderedDict[tuple[str, str, str], CompressedEmbeddings] = OrderedDict()
         self._bytes = 0
+        self._forgotten: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._lock = threading.Lock()
         self._log = log.get("embeddings")
 
@@ -75,8 +79,13 @@ class EmbeddingStore:
         return found, tiers
 
     def forget(self, tenant: str, document: str) -> None:
-        """Drops what the process holds of a document."""
+        """Drops what the process holds of a document, and keeps what is being loaded just now from staying here or in the
+        cache, which ERASE empties after this."""
         with self._lock:
+            self._forgotten[tenant, document] = None
+            self._forgotten.move_to_end((tenant, document))  # of an ERASE that is tried again
+            if len(self._forgotten) > _FORGOTTEN:
+                self._forgotten.popitem(last=False)
             for key in [k for k in self._held if k[:2] == (tenant, document)]:
                 self._bytes -= len(self._held.pop(key).data)
 
@@ -90,9 +99,15 @@ class EmbeddingStore:
         except NotFound:  # lost; or erased between the ledger's answer and now
             return None
         embeddings = self._decode(data, chunk, fingerprint)
-        if embeddings is not None:
+        if embeddings is not None and not self._is_forgotten(tenant, chunk.document):
             self._cache.put(tenant, key, data)
+            if self._is_forgotten(tenant, chunk.document):  # meanwhile: the cache may have been emptied of it before this
+                self._cache.delete_prefix(tenant, cache_prefix(chunk.document))
         return embeddings
+
+    def _is_forgotten(self, tenant: str, document: str) -> bool:
+        with self._lock:
+            return (tenant, document) in self._forgotten
 
     def _remake(self, tenant: str, document: str, lost: Sequence[Chunk]) -> None:
         try:
@@ -112,6 +127,8 @@ class EmbeddingStore:
 
     def _hold(self, tenant: str, document: str, key: str, embeddings: CompressedEmbeddings) -> None:
         with self._lock:
+            if (tenant, document) in self._forgotten:
+                return
             before = self._held.pop((tenant, document, key), None)  # of an answer that missed it at the same time
             self._held[tenant, document, key] = embeddings
             self._bytes += len(embeddings.data) - (len(before.data) if before else 0)

@@ -90,15 +90,17 @@ def assemble(
 ) -> Prompt:
     """The prompt for ``question`` over ``blocks``, which come best first and are shown best last, soft ones first.
 
-    Blocks are taken in the order given, as long as ``budget`` tokens last; then prior messages, the latest first. Raises
-    InvalidArgument if the question alone is over the budget.
+    Blocks are taken in the order given, as long as ``budget`` tokens last; then prior messages, the latest first. Where no
+    block fits, it says that there is nothing. Raises InvalidArgument if the question alone is over the budget.
     """
     instruction = f"{INSTRUCTION} {extra_instruction}".strip() + "\n\nMemory:\n"
     head = tokenizer.encode(instruction)
+    nothing = tokenizer.encode("(nothing)\n")
     asked = tokenizer.encode(question)
     fixed = len(head) + len(asked) + _frame_tokens(tokenizer, ["system", "user"])
-    if fixed > budget:
-        raise InvalidArgument(f"the question takes {fixed} tokens of a prompt of at most {budget}", reason="PROMPT_TOO_LONG")
+    alone = fixed + len(nothing)
+    if alone > budget:
+        raise InvalidArgument(f"the question takes {alone} tokens of a prompt of at most {budget}", reason="PROMPT_TOO_LONG")
     left = budget - fixed
     chosen: list[int] = []
     for index, block in enumerate(blocks):
@@ -106,13 +108,15 @@ def assemble(
         if cost <= left:
             chosen.append(index)
             left -= cost
+    if not chosen:
+        left -= len(nothing)
     kept = _latest(tokenizer, prior, left)
     numbered = _shown(blocks, chosen)
     system: list[Segment] = [TokenRun(tuple(head))]
     for number, index in enumerate(numbered, start=1):
         system += _segments(tokenizer, number, blocks[index])
     if not numbered:
-        system.append(TokenRun(tuple(tokenizer.encode("(nothing)\n"))))
+        system.append(TokenRun(tuple(nothing)))
     contents: list[list[Segment]] = [system]
     contents += [[TokenRun(tuple(tokenizer.encode(m.content)))] for m in kept]
     contents.append([TokenRun(tuple(asked))])

@@ -50,6 +50,24 @@ def test_cite_and_split_are_inverse_in_any_pieces(number: int, answer: str, cuts
     assert streamed([*pieces, text]) == (number, answer)
 
 
+@pytest.mark.parametrize(
+    ("text", "number", "rest"),
+    [
+        ("[", None, ""),
+        (" [", None, ""),
+        ("[2", None, ""),
+        ("[2]", 2, ""),
+        ("[21]", None, "[21]"),
+        ("[si", None, "[si"),
+        ("", None, ""),
+    ],
+)
+def test_half_a_citation_is_no_text_where_the_stream_was_cut_off(text: str, number: int | None, rest: str) -> None:
+    splitter = CitationSplitter(BLOCKS)
+    assert "".join([*(splitter.feed(letter) for letter in text), splitter.end(cut_off=True)]) == rest
+    assert splitter.number == number
+
+
 def test_text_flows_as_soon_as_it_cannot_be_a_citation() -> None:
     splitter = CitationSplitter(BLOCKS)
     assert splitter.feed("I") == "I"

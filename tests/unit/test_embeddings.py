@@ -14,7 +14,10 @@ from memoryd.compress import codec
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.core import Chunk, Document, JobKind, JobState, Stage
 from memoryd.errors import Unavailable
-from memoryd.recall.embeddings import EmbeddingStore
+from memoryd.recall import embeddings
+from memoryd.recall.embeddings import EmbeddingStore, cache_prefix
+from tests.unit.test_adapter_choice import MemoryCache
+from tests.unit.test_rechunk import prose
 from tests.unit.test_reuse import FINGERPRINT, MEMORY, OLD, TENANT, Lab
 
 
@@ -136,5 +139,65 @@ def test_two_that_miss_the_same_chunks_at_once_take_the_room_of_one(shelf: Shelf
     assert shelf.load(store)[1] == {"process": count}
     store.forget(TENANT, shelf.id)
     monkeypatch.undo()
-    assert shelf.load(store)[1] == {"blobs": count}
-    assert shelf.load(store)[1] == {"process": count}
+    other = shelf.lab.write(prose(range(300, 600)))
+    shelf.lab.compress(other)
+    chunks = shelf.lab.chunks(other)[:count]
+    assert len(chunks) == count
+    for tier in ("blobs", "process"):
+        assert store.load(TENANT, chunks, FINGERPRINT)[1] == {tier: count}, "the room of what is forgotten is another's"
+
+
+@pytest.mark.parametrize("moment", ["before blobs", "after blobs", "in the cache", "after the cache"])
+def test_a_document_that_is_erased_while_it_is_loaded_is_kept_nowhere(
+    shelf: Shelf, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ERASE has it forgotten, then empties the cache: what an answer had begun to load before must not stay."""
+    cache, get = MemoryCache(), shelf.lab.blobs.get
+    store = EmbeddingStore(shelf.lab.ledger, shelf.lab.blobs, cache)
+    chunks = shelf.chunks
+
+    def erase() -> None:
+        store.forget(TENANT, shelf.id)
+        cache.delete_prefix(TENANT, cache_prefix(shelf.id))
+
+    def get_late(tenant: str, key: str) -> bytes:
+        if moment == "before blobs":
+            erase()
+        data = get(tenant, key)
+        if moment == "after blobs":
+            erase()
+        return data
+
+    def get_cached(tenant: str, keys: Sequence[str]) -> dict[str, bytes]:
+        cached = MemoryCache.get_many(cache, tenant, keys)
+        erase()
+        return cached
+
+    if moment == "in the cache":
+        cache.before_put = erase
+    elif moment == "after the cache":
+        shelf.load(store)
+        store = EmbeddingStore(shelf.lab.ledger, shelf.lab.blobs, cache)  # holds nothing
+        monkeypatch.setattr(cache, "get_many", get_cached)
+    else:
+        monkeypatch.setattr(shelf.lab.blobs, "get", get_late)
+    store.load(TENANT, chunks, FINGERPRINT)
+    assert cache.held == {}
+    monkeypatch.undo()
+    assert store.load(TENANT, chunks, FINGERPRINT)[1] == {"blobs": len(chunks)}, "the process holds none of it"
+    assert cache.held == {}
+
+
+def test_only_the_documents_forgotten_last_are_remembered(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "_FORGOTTEN", 3)
+    cache = MemoryCache()
+    store = EmbeddingStore(shelf.lab.ledger, shelf.lab.blobs, cache)
+    for document in ("a", shelf.id, "b", "c", shelf.id):
+        store.forget(TENANT, document)
+    shelf.load(store)
+    assert cache.held == {}, "it was forgotten again just now"
+    for document in ("d", "e", "f"):
+        store.forget(TENANT, document)
+    assert len(store._forgotten) == 3
+    shelf.load(store)
+    assert cache.held

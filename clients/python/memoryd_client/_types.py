@@ -191,11 +191,11 @@ class Sources:
     """First event of an answer: what it rests on."""
 
     sources: tuple[Source, ...]
-    """Best first."""
+    """Best first; of what was found, that which fitted into the prompt."""
     mode: Mode
     """The mode that is used, which may not be the one asked for."""
     warnings: tuple[str, ...]
-    """What the caller should know."""
+    """What the caller should know, that passages did not fit say."""
 
 
 @dataclass(frozen=True)
