@@ -149,6 +149,21 @@ class Settings(BaseModel):
                 ) from None
         return value
 
+    @field_validator("redis_url")
+    @classmethod
+    def _a_known_cache(cls, value: str) -> str:
+        if value:
+            import redis
+
+            try:
+                redis.Redis.from_url(value).connection_pool.make_connection()  # which connects only when it is used
+            except (ValueError, TypeError, redis.RedisError):  # never with the URL in it, as above
+                raise ValueError(
+                    "must be redis://host:6379/0, redis://user:password@host:6379/0, the same with rediss:// for TLS, or "
+                    "unix:///path/to/socket; what follows a ? must be options that redis-py knows"
+                ) from None
+        return value
+
     @field_validator("blob_url")
     @classmethod
     def _a_known_file_system(cls, value: str) -> str:

@@ -114,6 +114,7 @@ def _ledger(settings: Settings) -> str:
 
 
 def _blobs(settings: Settings) -> str:
+    from memoryd.screen import without_secrets
     from memoryd.store.blobs import FsspecBlobs
 
     blobs = FsspecBlobs(settings.blob_url or str(settings.data_dir / "blobs"))
@@ -122,7 +123,7 @@ def _blobs(settings: Settings) -> str:
     if blobs.get(nobody, key) != b"memoryd":
         raise Problem("what was written did not come back: check the disk")
     blobs.delete_prefix(nobody, key)
-    return settings.blob_url or f"files in {settings.data_dir / 'blobs'}"
+    return without_secrets(settings.blob_url) or f"files in {settings.data_dir / 'blobs'}"
 
 
 def _index(settings: Settings) -> str:

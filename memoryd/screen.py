@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from memoryd import __version__
 from memoryd.config import Settings
 from memoryd.worker.client import WorkerInfo
 
 
 def show_ready(settings: Settings, info: WorkerInfo, seconds: float) -> None:
-    """One screen, on stdout. Passwords in URLs are not shown."""
+    """One screen, on stdout. Secrets in URLs are not shown."""
     data = settings.data_dir
     keys = "no keys: only this host, as tenant `default`"
     if settings.auth == "keys":
@@ -17,10 +19,10 @@ def show_ready(settings: Settings, info: WorkerInfo, seconds: float) -> None:
     rows = {
         "listens": f"{settings.listen}{' with TLS' if settings.tls_cert else ''} ({keys})",
         "data": str(data),
-        "ledger": _server(settings.database_url) or "SQLite, ledger.db",
-        "blobs": _server(settings.blob_url) or "files, blobs/",
-        "index": _server(settings.milvus_uri) or "Milvus Lite, a child",
-        "cache": _server(settings.redis_url) or f"Valkey, a child; at most {settings.cache_bytes >> 20} MiB",
+        "ledger": without_secrets(settings.database_url) or "SQLite, ledger.db",
+        "blobs": without_secrets(settings.blob_url) or "files, blobs/",
+        "index": without_secrets(settings.milvus_uri) or "Milvus Lite, a child",
+        "cache": without_secrets(settings.redis_url) or f"Valkey, a child; at most {settings.cache_bytes >> 20} MiB",
         "model": f"{settings.model}, {info.device} {info.dtype}, {info.base_fingerprint[:12]}",
         "reader": info.reader[:19] or "none fits this base model: answers are the model's own",
         "compressor": f"{info.compressor.name} {info.compressor.ratio}x, {gate}",
@@ -32,10 +34,13 @@ def show_ready(settings: Settings, info: WorkerInfo, seconds: float) -> None:
     print("\n  try         memoryd demo --target " + settings.listen + "    (Ctrl-C here drains and stops)\n", flush=True)
 
 
-def _server(url: str) -> str:
-    """The URL without its password."""
+def without_secrets(url: str) -> str:
+    """The URL without who signs in, which may be a token, and without all that follows its path, as a query with a password
+    does. What has no scheme is a path and stays as it is."""
     scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return url
-    return f"{scheme}{separator}{credentials.partition(':')[0]}@{host}"
+    place = re.split("[?#;&]", rest, maxsplit=1)[0]
+    more = rest[len(place) :]
+    if "@" in more:  # of a query, or is what comes before it a password with such a character?
+        return f"{scheme}{separator}***"
+    _, at, host = place.rpartition("@")
+    return f"{scheme}{separator}{'***@' if at else ''}{host}{more and more[0] + '***'}"

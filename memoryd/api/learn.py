@@ -26,6 +26,7 @@ from memoryd.store.base import Blobs, Ledger
 from memoryd.v1 import learn_pb2, learn_pb2_grpc
 
 _PIECE = 1 << 20
+_IMPORTS = 1  # unpacked at a time: a few bytes may become 512 MiB, which are held until the adapter is stored
 _POINTS = 10_000  # of a curve, at most: a longer one is thinned out
 _T = TypeVar("_T")
 
@@ -39,6 +40,7 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         self._models = models
         self._adapters = adapters
         self._jobs = jobs
+        self._imports = asyncio.Semaphore(_IMPORTS)
 
     async def CreateExamples(self, request: learn_pb2.CreateExamplesRequest, context: Any) -> learn_pb2.CreateExamplesResponse:
         memory = convert.last(request.parent)
@@ -182,14 +184,17 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
             data += piece.data
             if len(data) > MAX_BYTES:
                 raise ResourceExhausted(f"an adapter's archive has at most {MAX_BYTES} bytes", reason="TOO_LARGE")
-        adapter, files = await asyncio.to_thread(self._unpacked, tenant(), memory, data)
+        async with self._imports:
+            return convert.adapter(await self._import(memory, data))
+
+    async def _import(self, memory: str, data: bytearray) -> core.Adapter:
+        adapter, files = await _ended(asyncio.to_thread(self._unpacked, tenant(), memory, data))
         try:
             await self._try_on(adapter, files)
-            recorded = await self._record(adapter, files)
+            return await self._record(adapter, files)
         except BaseException:  # the client may have gone away
             await self._undo_import(adapter)
             raise
-        return convert.adapter(recorded)
 
     async def _try_on(self, adapter: core.Adapter, files: AdapterFiles) -> None:
         """What does not fit is refused now, and not by the first answer."""

@@ -6,8 +6,9 @@ A blend is what one row computes with: (adapter, weight) pairs, whose LoRA updat
 
 so that one adapter is the special case, and a question across memories is another. Where all rows have the same blend its
 adapters are computed one after the other. Where they differ, the layer's matrices of all adapters in the batch are stacked
-along their ranks: two products for the whole batch, with a factor for each row and rank between them, zero where a row does
-not use an adapter. The sum is exact in either case.
+along their ranks: two products for the whole batch, with a factor for each row and rank between them. What a row does not use
+is set to zero, and not only multiplied by it: A x is computed for that row too, and where it overflows, as float16 soon does,
+zero times it is NaN. The sum is exact in either case.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Plan:
     blends: Sequence[Blend] = ((),)
     names: tuple[str, ...] = ()
     """Where rows differ: all adapters among them."""
-    _factors: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _factors: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, blends: Sequence[Blend]) -> Plan:
@@ -50,12 +51,13 @@ class Plan:
             return cls([blends[0]])
         return cls(blends, tuple(sorted({name for blend in distinct for name, _ in blend})))
 
-    def factors(self, ranks: tuple[int, ...], like: Tensor) -> Tensor:
-        """[B, 1, ΣR]: each row's weight of each adapter, for each of its ranks."""
+    def factors(self, ranks: tuple[int, ...], like: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 1, ΣR]: each row's weight of each adapter, for each of its ranks; and whether it uses it."""
         if ranks not in self._factors:
             weight_BN = torch.tensor([[dict(blend).get(name, 0.0) for name in self.names] for blend in self.blends])
             made_BR = weight_BN.repeat_interleave(torch.tensor(ranks), dim=1)
-            self._factors[ranks] = made_BR[:, None].to(like.device, like.dtype)
+            made_B1R = made_BR[:, None].to(like.device, like.dtype)
+            self._factors[ranks] = made_B1R, made_B1R != 0
         return self._factors[ranks]
 
 
@@ -101,7 +103,9 @@ class LoraLinear(nn.Module):
             stack = self._stacked(plan.names, x_BTI)
             if not any(stack.ranks):
                 return y_BTO
-            return y_BTO + linear(linear(x_BTI, stack.a_RI) * plan.factors(stack.ranks, x_BTI), stack.b_OR)
+            factor_B1R, used_B1R = plan.factors(stack.ranks, x_BTI)
+            inner_BTR = torch.where(used_B1R, linear(x_BTI, stack.a_RI) * factor_B1R, 0)
+            return y_BTO + linear(inner_BTR, stack.b_OR)
         for name, weight in plan.blends[0]:
             if lora := self._loras.get(name):
                 seen_BTI = dropout(x_BTI, lora.dropout, training=torch.is_grad_enabled()) if lora.dropout else x_BTI

@@ -22,5 +22,6 @@ class Sampler:
         if self._temperature == 0:
             return int(logits_V.argmax())
         # What is no number, as an overflow leaves it, is as likely as anything: the others in the batch must not fail with it.
-        probability_V = torch.softmax(logits_V.double().nan_to_num() / self._temperature, dim=-1)
+        # Divided first: a division by a low temperature overflows too.
+        probability_V = torch.softmax((logits_V.double() / self._temperature).nan_to_num(), dim=-1)
         return int(torch.multinomial(probability_V, 1, generator=self._generator))

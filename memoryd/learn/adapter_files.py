@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import lzma
+import math
 import tarfile
 import zlib
 from collections.abc import Mapping
@@ -23,8 +24,11 @@ from memoryd.errors import DataLoss, InvalidArgument
 CONFIG, WEIGHTS, LINEAGE = "adapter_config.json", "adapter_model.safetensors", "lineage.json"
 CURVE = "curve.jsonl"
 MAX_BYTES = 512 << 20  # of an archive's files
-_MOST = {LINEAGE: 16 << 20, CURVE: 4 << 20}
+_MOST = {CONFIG: 1 << 20, LINEAGE: 16 << 20, CURVE: 4 << 20}
 """Bytes of these, which are read as a whole; ours stay far below."""
+_MOST_VALUES = 1 << 18  # of a lineage, as its commas tell: `[],[],…` is short, and takes twenty times as much once it is read
+_VALUE_BYTES = 64  # of memory, that a value takes beside its text
+_MOST_LOSS = 1e30  # or there is no picture of it
 _MOST_FILES = 1000
 _ROOM = 1 << 20  # for the headers of so many
 _COMPRESSED: Mapping[bytes, Any] = {  # how it begins, and what opens it
@@ -64,7 +68,13 @@ class AdapterFiles:
 
     @property
     def size(self) -> int:
-        return len(self.config) + len(self.weights) + len(self.curve)
+        """Bytes of the files."""
+        return len(self.config) + len(self.weights) + len(_as_json(self.lineage)) + len(self.curve)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that they take, about: the lineage is held as it was read."""
+        return self.size + _VALUE_BYTES * _values(_as_json(self.lineage))
 
     @classmethod
     def of_directory(cls, directory: Path, lineage: Mapping[str, Any], curve: bytes = b"") -> AdapterFiles:
@@ -73,10 +83,16 @@ class AdapterFiles:
 
 
 def pack_files(files: AdapterFiles) -> bytes:
-    """As a tar archive, the same bytes for the same files."""
+    """As a tar archive, the same bytes for the same files. InvalidArgument where `unpack_files` would not take it."""
+    lineage = _as_json(files.lineage)
+    if len(lineage) > _MOST[LINEAGE] or _values(lineage) > _MOST_VALUES:
+        raise InvalidArgument(
+            f"the adapter's {LINEAGE} would have more than {_MOST[LINEAGE]} bytes, or {_MOST_VALUES} values: name fewer "
+            "documents there, or leave it out of the archive",
+            reason="TOO_LARGE",
+        )
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        lineage = json.dumps(files.lineage, indent=1, sort_keys=True).encode()
         for name, data in zip(_KNOWN, (files.config, files.weights, lineage, files.curve), strict=True):
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -90,17 +106,17 @@ def unpack_files(data: bytes, fingerprint: str = "") -> AdapterFiles:
     problem = DataLoss if fingerprint else InvalidArgument
     try:
         found = _members(_plain(data))
-        lineage = json.loads(found.get(LINEAGE) or b"{}")
+        lineage = _lineage(found.get(LINEAGE) or b"{}")
         curve = found.get(CURVE, b"")
-        rows = [json.loads(line) for line in curve.decode().splitlines()]
+        is_curve = all(_is_row(json.loads(line), bool(fingerprint)) for line in curve.decode().splitlines())
     except (tarfile.TarError, zlib.error, lzma.LZMAError, ValueError, EOFError, OSError, RecursionError) as error:
         raise problem(f"this is not the tar archive of an adapter: {error}") from error
     if missing := [name for name in _NEEDED if not found.get(name)]:
         raise problem(f"the archive of an adapter lacks {', '.join(missing)}")
     if not isinstance(lineage, dict):
         raise problem(f"the adapter's {LINEAGE} is not a JSON object")
-    if not all(isinstance(r, dict) and _is_step(r.get("step")) and isinstance(r.get("loss"), int | float) for r in rows):
-        raise problem(f'the adapter\'s {CURVE} is not rows of {{"step", "loss"}}')
+    if not is_curve:
+        raise problem(f'the adapter\'s {CURVE} is not rows of {{"step", "loss"}}, finite numbers: mend it, or leave it out')
     files = AdapterFiles(found[CONFIG], found[WEIGHTS], lineage, curve)
     if fingerprint and files.fingerprint != fingerprint:
         raise DataLoss("an adapter's bytes are not those that were trained")
@@ -139,5 +155,27 @@ def _members(plain: bytes) -> dict[str, bytes]:
     return found
 
 
-def _is_step(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value < 1 << 31
+def _as_json(lineage: Mapping[str, Any]) -> bytes:
+    """A value a line: to be read by people, and hardly longer than it must be."""
+    return json.dumps(lineage, indent=0, sort_keys=True).encode()
+
+
+def _lineage(data: bytes) -> Any:
+    if _values(data) > _MOST_VALUES:
+        raise ValueError(f"its {LINEAGE} has more than {_MOST_VALUES} values")
+    return json.loads(data)
+
+
+def _values(data: bytes) -> int:
+    """How many JSON has at most, but for a few that have no neighbour."""
+    return data.count(b",")
+
+
+def _is_row(row: object, ours: bool) -> bool:
+    """Whether it has a step, and a loss that can be sent and drawn. A training of ours may have gone astray."""
+    if not isinstance(row, dict):
+        return False
+    step, loss = row.get("step"), row.get("loss")
+    if type(step) is not int or not 0 <= step < 1 << 31 or isinstance(loss, bool) or not isinstance(loss, int | float):
+        return False
+    return abs(loss) <= _MOST_LOSS or (ours and isinstance(loss, float) and not math.isfinite(loss))

@@ -66,7 +66,7 @@ class AdapterStore:
         self._cache = cache
         self._models = models
         self._capacity = process_bytes
-        self._held: OrderedDict[tuple[str, str], AdapterFiles] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str], tuple[AdapterFiles, int]] = OrderedDict()  # with the bytes that they take
         self._barred: set[str] = set()  # deleted or tainted while this process runs: never to be brought back by a late answer
         self._lock = threading.Lock()
         self._log = log.get("adapters")
@@ -114,8 +114,8 @@ class AdapterStore:
         """Generates with the chosen adapters; what the worker does not have is loaded first.
 
         Where that can't be, what was not chosen by hand is left out, all of it, if there is `unused` to be called then, before
-        the first event. Else NotFound, DataLoss, ResourceExhausted; Unavailable where the worker drops them over and over, or
-        one of them is forgotten meanwhile."""
+        the first event. Else NotFound, DataLoss, ResourceExhausted, FailedPrecondition; Unavailable where the worker drops them
+        over and over, or one of them is forgotten meanwhile."""
         used, tries = replace(request, adapters=choice.blend), 0
         while True:
             begun = False
@@ -142,7 +142,7 @@ class AdapterStore:
             held = self._held.get(key)
             if held is not None:
                 self._held.move_to_end(key)
-                return held
+                return held[0]
         cached = self._cache.get_many(tenant, [cache_key(adapter.id)]).get(cache_key(adapter.id))
         files = None
         if cached is not None:
@@ -156,11 +156,12 @@ class AdapterStore:
             files = unpack_files(data, adapter.fingerprint)
             if fresh:
                 self._cache.put(tenant, cache_key(adapter.id), data)
+        held_bytes = files.held_bytes
         with self._lock:
             barred = adapter.id in self._barred
             if not barred:
-                self._held[key] = files
-            while sum(f.size for f in self._held.values()) > self._capacity and self._held:
+                self._held[key] = files, held_bytes
+            while sum(taken for _, taken in self._held.values()) > self._capacity:
                 self._held.popitem(last=False)
         if barred:
             if fresh:  # barred meanwhile: the cache may have been emptied of it before it was put there
@@ -198,7 +199,7 @@ class AdapterStore:
         for adapter, _ in choice.adapters:
             try:
                 await self._load(tenant, adapter)
-            except (NotFound, DataLoss, ResourceExhausted) as error:
+            except (NotFound, DataLoss, ResourceExhausted, FailedPrecondition) as error:
                 self._log.warning("an adapter cannot be used", adapter=adapter.id, reason=error.reason)
                 return error
         return None

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import math
+import sys
 import tarfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from memoryd.api import convert
 from memoryd.core import AdapterState
 from memoryd.errors import DataLoss, FingerprintMismatch, InvalidArgument
 from memoryd.learn import adapter_files
@@ -64,7 +66,14 @@ def test_a_fingerprint_is_of_what_is_served() -> None:
     assert replace(FILES, lineage={}, curve=b"").fingerprint == FILES.fingerprint
     others = [replace(FILES, config=b'{"r": 9}'), replace(FILES, weights=b"x"), AdapterFiles(FILES.weights, FILES.config, {})]
     assert len({FILES.fingerprint, *(other.fingerprint for other in others)}) == 4
-    assert FILES.size == len(FILES.config) + len(FILES.weights) + len(FILES.curve)
+
+
+def test_all_files_count_in_the_size_and_each_value_of_a_lineage_in_what_it_takes_to_hold_them() -> None:
+    with tarfile.open(fileobj=io.BytesIO(pack_files(FILES))) as archive:
+        assert FILES.size == sum(member.size for member in archive)
+    many = replace(FILES, lineage={"documents": [f"{n:03}" for n in range(1000)]})
+    assert many.size - FILES.size > 1000 * len('"000"')
+    assert many.held_bytes > sum(map(sys.getsizeof, [many.weights, *many.lineage["documents"]]))
 
 
 def test_weights_are_known_again_whatever_lies_around_them() -> None:
@@ -151,6 +160,10 @@ NOT_AN_ADAPTER: dict[str, bytes] = {
     "curve is of something else": tar({**PLAIN, CURVE: b'{"epoch": 1}\n'}),
     "curve is of half steps": tar({**PLAIN, CURVE: b'{"step": 1.5, "loss": 2.5}\n'}),
     "curve is of words": tar({**PLAIN, CURVE: b'{"step": "one", "loss": 2.5}\n'}),
+    "curve is of truths": tar({**PLAIN, CURVE: b'{"step": 1, "loss": true}\n'}),
+    "curve is beyond all floats": tar({**PLAIN, CURVE: b'{"step": 1, "loss": 1%s}\n' % (b"0" * 400)}),
+    "curve is beyond what can be drawn": tar({**PLAIN, CURVE: b'{"step": 1, "loss": 1.7e308}\n{"step": 2, "loss": 1}\n'}),
+    "lineage is of very many values": tar({**PLAIN, LINEAGE: b'{"a": [%s[]]}' % (b"[]," * (1 << 20))}, "w:gz"),
 }
 
 
@@ -199,7 +212,7 @@ def test_a_file_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             unpack_files(tar(made))
 
 
-@pytest.mark.parametrize("name", [LINEAGE, CURVE])
+@pytest.mark.parametrize("name", [CONFIG, LINEAGE, CURVE])
 def test_what_is_read_as_a_whole_has_a_limit_of_its_own(name: str) -> None:
     """A curve of zeros takes next to nothing in an archive, and gigabytes once it is read."""
     with pytest.raises(InvalidArgument, match=f"its {name} has more than"):
@@ -207,8 +220,23 @@ def test_what_is_read_as_a_whole_has_a_limit_of_its_own(name: str) -> None:
 
 
 def test_a_lineage_of_very_many_documents_is_refused() -> None:
+    many = {"documents": ["memories/m/documents/d"] * 200_001}
     with pytest.raises(InvalidArgument, match="more than 200000 documents"):
-        named_documents({"documents": ["memories/m/documents/d"] * 200_001})
+        named_documents(many)
+    with pytest.raises(InvalidArgument, match="more than 200000 documents"):
+        imported("red", "m", replace(FILES, lineage=many), INFO)
+
+
+@pytest.mark.parametrize("lineage", [{"documents": [f"{n:0200}" for n in range(100_000)]}, {"documents": [""] * 300_000}])
+def test_nothing_is_written_that_could_not_be_read_again(lineage: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match="name fewer documents"):
+        pack_files(replace(FILES, lineage=lineage))
+
+
+def test_as_many_documents_as_may_be_are_read_again() -> None:
+    names = [f"memories/notes/documents/018f00000000beef{n:08x}" for n in range(200_000)]
+    adapter, files = imported("red", "m", replace(FILES, lineage={"documents": names}), INFO)
+    assert unpack_files(pack_files(files), adapter.fingerprint).lineage["documents"] == names
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
@@ -247,11 +275,43 @@ def test_one_of_ours_keeps_its_lineage() -> None:
         "y" * 64,
         7,
     )
-    assert (adapter.fingerprint, adapter.size_bytes, adapter.judgement) == (FILES.fingerprint, FILES.size, {})
+    assert (adapter.fingerprint, adapter.size_bytes, adapter.judgement) == (FILES.fingerprint, files.size, {})
     assert files.lineage["imported_from"] == "memories/old"
     assert files.lineage["import_time"] == adapter.create_time.isoformat()
     assert {**files.lineage, **lineage} == files.lineage
     assert unpack_files(pack_files(files), adapter.fingerprint) == files
+
+
+LEARNED = {
+    "memory": "memories/old", "parent": "", "base_model": INFO.base_fingerprint, "reader": INFO.reader, "compressor": "",
+    "modes": ["TEXT", "HYBRID", "COMPRESSED"], "examples": 40, "held_out": 9,
+    "documents": [f"memories/old/documents/{n:024x}" for n in range(3)], "epochs": 3, "learning_rate": 5e-4, "steps": 15,
+    "seconds": 61.25, "loss": 1.5, "gather_time": "2026-01-01T00:00:00+00:00", "create_time": "2026-01-01T00:01:00+00:00",
+}  # fmt: skip
+
+
+def test_what_a_training_here_says_is_kept_from_memory_to_memory() -> None:
+    files, told = replace(FILES, lineage=LEARNED), convert.lineage(LEARNED)
+    for memory in ("memories/old", "memories/old"):  # it names the one that it was trained in, wherever it comes from
+        adapter, files = imported("red", "m", unpack_files(pack_files(files)), INFO)
+        assert {**files.lineage, **LEARNED} == files.lineage
+        assert set(files.lineage) - set(LEARNED) == {"imported_from", "import_time"}
+        told.imported_from = memory
+        assert convert.lineage(files.lineage) == told
+        assert (adapter.compressor, adapter.examples) == ("", 40)
+
+
+def test_what_no_training_here_says_is_not_kept() -> None:
+    """It would be held in memory with every adapter that is in use, and be exported again."""
+    strange = {
+        "memory": ["x"], "parent": "x" * 300, "create_time": {"at": 1}, "examples": True, "epochs": 10**30, "loss": "low",
+        "seconds": None, "modes": ["TEXT", {}, 7, "TEXT", "ALOUD"], "documents": ["a", [], "a", "\0", "x" * 300, 7],
+        "more": [[]],
+    }  # fmt: skip
+    adapter, files = imported("red", "m", replace(FILES, lineage=strange), INFO)
+    kept = {"modes": ["TEXT"], "documents": ["a"], "imported_from": "", "import_time": adapter.create_time.isoformat()}
+    assert files.lineage == kept
+    assert adapter.examples == 0
 
 
 def test_a_plain_one_of_peft_is_taken_to_be_for_what_is_in_use() -> None:
@@ -294,9 +354,24 @@ def test_the_curve_is_a_picture(points: int) -> None:
 def test_a_curve_that_went_astray_is_a_curve() -> None:
     points = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": math.inf}, {"step": 3, "loss": math.nan}]
     curve = "".join(json.dumps(point) + "\n" for point in points).encode()
-    assert unpack_files(tar({**PLAIN, CURVE: curve})).curve == curve
+    assert unpack_files(tar({**PLAIN, CURVE: curve}), FILES.fingerprint).curve == curve
     assert draw(points).startswith(b"\x89PNG")
     assert draw(points[2:]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("loss", ["Infinity", "-Infinity", "NaN", "1e999"])
+def test_one_that_went_astray_elsewhere_is_not_taken(loss: str) -> None:
+    curve = f'{{"step": 1, "loss": 2.5}}\n{{"step": 2, "loss": {loss}}}\n'.encode()
+    with pytest.raises(InvalidArgument, match="finite numbers: mend it, or leave it out"):
+        unpack_files(tar({**PLAIN, CURVE: curve}))
+
+
+@pytest.mark.parametrize("loss", [0, 7, -1.5, 1e30, -1e30])
+def test_any_curve_that_is_taken_can_be_drawn(loss: float) -> None:
+    points = [{"step": 0, "loss": loss}, {"step": (1 << 31) - 1, "loss": 1e30}]
+    curve = "".join(json.dumps(point) + "\n" for point in points).encode()
+    assert unpack_files(tar({**PLAIN, CURVE: curve})).curve == curve
+    assert draw(points).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import structlog
 
 from memoryd.core import Adapter, Source, adapter_name, new_id
 from memoryd.engine.request import GenerateEvent, Generation, TokenIds
-from memoryd.errors import DataLoss, FailedPrecondition, NotFound, ResourceExhausted, Unavailable
+from memoryd.errors import DataLoss, FailedPrecondition, MemorydError, NotFound, ResourceExhausted, Unavailable
 from memoryd.learn.adapter_files import pack_files
 from memoryd.recall.adapters import AdapterStore, Choice, blob_key, cache_key
 from memoryd.recall.answer import Answerer, AnswerUsage, Question, Text
@@ -80,14 +80,18 @@ def spoil(shelf: Shelf, made: Adapter, monkeypatch: pytest.MonkeyPatch, how: str
         monkeypatch.setattr(shelf.worker, "load_adapter", load)
         return Unavailable
 
+    why: MemorydError = ResourceExhausted("those in use leave no room", reason="ADAPTERS_IN_USE")
+    if how == "too large":
+        why = FailedPrecondition("it takes more than all of them may", reason="ADAPTER_TOO_LARGE")
+
     async def refuse(adapter: str, config: bytes, weights: bytes) -> None:
-        raise ResourceExhausted("those in use leave no room", reason="ADAPTERS_IN_USE")
+        raise why
 
     monkeypatch.setattr(shelf.worker, "load_adapter", refuse)
-    return ResourceExhausted
+    return type(why)
 
 
-HOW = pytest.mark.parametrize("how", ["gone", "damaged", "dropped", "no room"])
+HOW = pytest.mark.parametrize("how", ["gone", "damaged", "dropped", "no room", "too large"])
 
 
 @HOW
@@ -255,6 +259,17 @@ def test_the_process_holds_what_was_used_last(shelf: Shelf) -> None:
     for adapter in (one, three, two):
         store.read(TENANT, adapter)
     assert shelf.cache.asked == [cache_key(two.id)]
+
+
+def test_what_a_lineage_takes_counts_in_what_is_held(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = shelf.add(), shelf.add()
+    long = replace(shelf.files(one.id), lineage={"documents": [f"{n}" for n in range(1000)]})
+    shelf.lab.blobs.put(TENANT, blob_key(TENANT, "m", one.id), pack_files(long))
+    store = shelf.store(process_bytes=long.size + other.size_bytes)
+    for adapter in (other, one, other):
+        store.read(TENANT, adapter)
+    assert store.read(TENANT, one) == long
+    assert shelf.cache.asked == [cache_key(a.id) for a in (other, one, other, one)], "a name takes more than its letters"
 
 
 def test_one_that_is_too_large_to_be_held_is_read_all_the_same(shelf: Shelf) -> None:

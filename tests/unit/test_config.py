@@ -44,6 +44,10 @@ def test_flags_beat_the_environment_which_beats_the_file(toml: Path) -> None:
         ("database_url", "not a url", "sqlite:////path"),
         ("database_url", "mysql+pymysql://user:secret@host/name", "postgresql+psycopg://"),
         ("blob_url", "nosuch://bucket/folder", "Protocol not known"),
+        ("redis_url", "localhost:6379", "must be redis://host:6379/0"),
+        ("redis_url", "redis://user:secret", "must be redis://host:6379/0"),  # no host: the password stands for a port
+        ("redis_url", "redis://host:6379/0?pasword=secret", "must be redis://host:6379/0"),
+        ("redis_url", "redis://host:6379/0?socket_timeout=secret", "must be redis://host:6379/0"),
     ],
 )
 def test_a_store_that_cannot_be_used_is_refused_without_its_secret(key: str, value: str, says: str) -> None:
@@ -58,6 +62,8 @@ def test_stores_that_can_be_used_are_taken() -> None:
         assert config.load(environment={}, flags={"database_url": url}).database_url == url
     for url in ("memory://x", "/srv/blobs", "file:///srv/blobs"):
         assert config.load(environment={}, flags={"blob_url": url}).blob_url == url
+    for url in ("redis://h", "redis://user:secret@h:6379/0", "rediss://h:6379/0?ssl_cert_reqs=none", "unix:///run/v.sock?db=1"):
+        assert config.load(environment={}, flags={"redis_url": url}).redis_url == url
 
 
 def test_the_environment_may_name_the_file(toml: Path) -> None:

@@ -76,6 +76,11 @@ def test_blobs_are_written_read_and_removed_again(tmp_path: Path) -> None:
     assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
 
 
+def test_a_secret_in_the_url_of_the_blobs_is_not_shown(tmp_path: Path) -> None:
+    told = doctor._blobs(settings(tmp_path, blob_url="memory://key:hunter2@doctor/blobs"))
+    assert told == "memory://***@doctor/blobs"
+
+
 def test_a_tenant_called_doctor_keeps_its_blobs(tmp_path: Path) -> None:
     blobs = FsspecBlobs(str(tmp_path / "blobs"))
     blobs.put("doctor", "doctor/notes/d1/text", b"text")

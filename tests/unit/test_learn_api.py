@@ -17,7 +17,7 @@ from memoryd.api.learn import LearnServicer
 from memoryd.api.recall import _adapters
 from memoryd.core import Origin
 from memoryd.errors import FailedPrecondition, InvalidArgument, Unavailable
-from memoryd.learn.adapter_files import pack_files
+from memoryd.learn.adapter_files import AdapterFiles, pack_files
 from memoryd.recall.adapters import AdapterStore
 from memoryd.v1 import learn_pb2, recall_pb2
 from tests.unit.learning_parts import models
@@ -131,6 +131,55 @@ async def test_a_client_that_goes_away_leaves_a_whole_adapter_or_none(
         (adapter,) = recorded
         assert AdapterStore.read(api._adapters, TENANT, adapter).weights == shelf.files("brought").weights
         assert list(shelf.worker.loaded) == [adapter.id]
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
+    """Unpacking waits until it is let; and what began and ended so far."""
+    go, log, unpack = threading.Event(), list[str](), learn.unpack_files
+
+    def slow(data: bytes) -> AdapterFiles:
+        log.append("began")
+        assert go.wait(30)
+        log.append("ended")
+        return unpack(data)
+
+    monkeypatch.setattr(learn, "unpack_files", slow)
+    return go, log
+
+
+async def until_all_wait() -> None:
+    await asyncio.sleep(0.3)  # what would begin too early has begun by then
+
+
+async def test_archives_are_unpacked_one_after_the_other(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred kilobytes may become 512 MiB."""
+    api, (go, log) = Api(shelf), slowly(monkeypatch)
+    calls = [asyncio.create_task(api.bring(shelf)) for _ in range(3)]
+    await until_all_wait()
+    go.set()
+    assert len({made.name for made in await asyncio.gather(*calls)}) == 3
+    assert log == ["began", "ended"] * 3
+
+
+async def test_a_client_that_goes_away_lets_no_other_in_too_early(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its archive is being unpacked all the same."""
+    api, (go, log) = Api(shelf), slowly(monkeypatch)
+    gone = asyncio.create_task(api.bring(shelf))
+    await until_all_wait()
+    gone.cancel()
+    call = asyncio.create_task(api.bring(shelf))
+    await until_all_wait()
+    go.set()
+    await call
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert log == ["began", "ended"] * 2
+
+
+async def test_what_a_lineage_says_that_is_not_ours_is_not_stored(shelf: Shelf) -> None:
+    made = await Api(shelf).bring(shelf)  # its lineage says {"id"}
+    recorded = shelf.lab.ledger.get_adapter(TENANT, "m", made.name.rpartition("/")[2])
+    assert set(shelf.store().read(TENANT, recorded).lineage) == {"imported_from", "import_time"}
 
 
 async def test_an_export_is_remembered_before_anybody_has_it(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

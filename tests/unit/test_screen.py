@@ -55,3 +55,28 @@ def test_passwords_of_servers_are_not_shown(capsys: pytest.CaptureFixture[str]) 
     assert "hunter2" not in text
     for host in ("cache:6379", "@db/memoryd", "milvus:19530"):
         assert host in text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:hunter2@cache:6379/0", "redis://***@cache:6379/0"),
+        ("https://hunter2@milvus:19530", "https://***@milvus:19530"),  # a token in place of a name
+        ("postgresql+psycopg://host/db?user=me&password=hunter2", "postgresql+psycopg://host/db?***"),
+        ("redis://h:1/0?password=hunter2", "redis://h:1/0?***"),
+        ("redis://h:1/0;password=hunter2", "redis://h:1/0;***"),
+        ("s3://bucket/folder#hunter2", "s3://bucket/folder#***"),
+        ("postgresql+psycopg://me:hun/ter2@host/db", "postgresql+psycopg://***@host/db"),
+        ("redis://:hunter2@x@cache:6379/0", "redis://***@cache:6379/0"),
+        ("redis://:hunter2?@cache:6379/0", "redis://***"),
+        ("redis://:hun#ter2@cache:6379/0", "redis://***"),
+        ("postgresql+psycopg://host/db?user=me@corp&password=hunter2", "postgresql+psycopg://***"),
+        ("redis://me:hunter2@cache:6379/0?password=hunter2@x", "redis://***"),
+        ("simplecache::s3://key:hunter2@bucket/folder", "simplecache::s3://***@bucket/folder"),
+        ("unix:///run/valkey.sock", "unix:///run/valkey.sock"),
+        ("/srv/R&D/blobs@home", "/srv/R&D/blobs@home"),
+        ("", ""),
+    ],
+)
+def test_secrets_are_not_shown_wherever_they_stand_in_a_url(url: str, shown: str) -> None:
+    assert screen.without_secrets(url) == shown
