@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -61,6 +61,7 @@ from memoryd.store.embedded import MilvusServer, ValkeyServer
 from memoryd.store.index import MilvusIndex
 from memoryd.store.ledger import SqlLedger
 from memoryd.store.texts import Texts
+from memoryd.threads import StoreThreads
 from memoryd.usage import UsageMeter
 from memoryd.worker.child import WorkerProcess
 from memoryd.worker.client import WorkerClient
@@ -72,7 +73,7 @@ _FLUSH_SECONDS = 20.0
 _RETRY_SECONDS = 0.5
 _PROGRESS_SECONDS = 10.0
 _ABANDONED_SECONDS = 3600.0
-_THREADS = 64  # calls of stores at a time: those that wait for an index that is down must not hold up writes
+_THREADS = 64  # calls of the index at a time, and as many of all other stores
 _START_TRIES = 3  # of a child, before the daemon gives up
 
 
@@ -84,6 +85,7 @@ class Parts:
     blobs: Blobs
     index: Index
     cache: Cache
+    runs: Runs
     models: Models
     usage: UsageMeter
     jobs: JobRunner
@@ -110,7 +112,7 @@ class Daemon:
         settings = self._settings
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="store"))
+        loop.set_default_executor(StoreThreads(_THREADS, MilvusIndex))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         async with contextlib.AsyncExitStack() as stack:
@@ -225,7 +227,7 @@ class Daemon:
             JobKind.ERASE: EraseJob(ledger, blobs, index, cache, embeddings, eraser, runs, jobs, answers),
             JobKind.REINDEX: ReindexJob(ledger, indexer),
         }
-        return Parts(ledger, blobs, index, cache, models, usage, jobs, server, self._health, handlers, policy)
+        return Parts(ledger, blobs, index, cache, runs, models, usage, jobs, server, self._health, handlers, policy)
 
     async def _recover(self, parts: Parts) -> None:
         """What an earlier daemon may have left undone, besides its jobs, which come back by themselves."""
@@ -233,9 +235,10 @@ class Daemon:
 
     async def _work(self, parts: Parts) -> None:
         """Jobs, after a look at whether the index was lost: once they run, a few new vectors would hide that."""
-        for tenant in await self._patiently(lambda: asyncio.to_thread(lost_tenants, parts.ledger, parts.index)):
+        lost = await self._patiently(lambda: asyncio.to_thread(lost_tenants, parts.ledger, parts.index), MemorydError)
+        for tenant in lost:
             self._log.warning("the index has nothing of this tenant: it is rebuilt", tenant=tenant)
-            await asyncio.to_thread(request_reindex, parts.ledger, tenant)
+        await self._reindex(parts.ledger, lost)
         await parts.jobs.run(parts.handlers)
 
     async def _rebuild(self, parts: Parts, wiped: asyncio.Event) -> None:
@@ -244,8 +247,14 @@ class Daemon:
         while True:
             await wiped.wait()
             wiped.clear()
-            await asyncio.to_thread(_reindex_all, parts.ledger)
+            tenants = await self._patiently(lambda: asyncio.to_thread(_tenants, parts.ledger), MemorydError)
+            await self._reindex(parts.ledger, tenants)
             parts.jobs.wake()
+
+    async def _reindex(self, ledger: Ledger, tenants: Iterable[str]) -> None:
+        """Leaves a job for each, whatever goes wrong at first: else their memories find nothing, and nobody knows."""
+        for tenant in tenants:
+            await self._patiently(partial(asyncio.to_thread, request_reindex, ledger, tenant), MemorydError)
 
     async def _serve(self, parts: Parts, began: float, stack: contextlib.AsyncExitStack) -> None:
         running = self._background(self._work(parts))
@@ -301,25 +310,20 @@ class Daemon:
                 "the blobs are another ledger's: none is removed. Is this the right database_url, data_dir and blob_url?"
             )
             return
-        token = ""
-        while True:
-            page = await asyncio.to_thread(parts.ledger.list_tenants, 1000, token)
-            for tenant in page.items:
-                reclaimed = await asyncio.to_thread(reclaim, parts.ledger, parts.blobs, tenant.id, _ABANDONED_SECONDS)
-                if reclaimed:
-                    self._log.info("removed bytes of documents that were never recorded", documents=reclaimed)
-            token = page.next_token
-            if not token:
-                return
+        stores = (parts.ledger, parts.blobs, parts.runs)
+        for tenant in await asyncio.to_thread(_tenants, parts.ledger):
+            if reclaimed := await asyncio.to_thread(reclaim, *stores, tenant, _ABANDONED_SECONDS):
+                self._log.info("removed bytes of documents that were never recorded", documents=reclaimed)
 
-    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(self, call: Callable[[], Awaitable[T]], expected: type[MemorydError] = Unavailable) -> T:
         """A child was ready, and may have died since: then it comes back."""
         while True:
             try:
                 return await call()
-            except Unavailable:
+            except expected as error:
                 if self._stopping.is_set():
                     raise
+                self._log.warning("a part does not do its work: it is asked again", reason=error.reason)
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _background(self, work: Any) -> asyncio.Task[Any]:
@@ -338,19 +342,18 @@ def request_reindex_of_all(settings: Settings) -> int:
     """`memoryd reindex`: leaves a job for each tenant, for the daemon that runs or the next one. Returns the exit code."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.closing(_ledger(settings)) as ledger:
-        tenants = _reindex_all(ledger)
-    print(f"the index of {tenants} tenant(s) will be rebuilt: by the running daemon within a second, or by the next one")
+        tenants = _tenants(ledger)
+        for tenant in tenants:
+            request_reindex(ledger, tenant)
+    print(f"the index of {len(tenants)} tenant(s) will be rebuilt: by the running daemon within a second, or by the next one")
     return 0
 
 
-def _reindex_all(ledger: Ledger) -> int:
-    """Leaves a job for each tenant; returns how many."""
-    tenants, token = 0, ""
+def _tenants(ledger: Ledger) -> list[str]:
+    tenants, token = [], ""
     while True:
         page = ledger.list_tenants(1000, token)
-        for tenant in page.items:
-            request_reindex(ledger, tenant.id)
-        tenants += len(page.items)
+        tenants += [tenant.id for tenant in page.items]
         token = page.next_token
         if not token:
             return tenants

@@ -1,7 +1,8 @@
 """The ERASE job: purges what a deleted document or memory left, and says so in a receipt.
 
 The delete itself has made it unreachable; here its bytes go: tainted adapters, vectors, cached and stored embeddings, texts,
-rows, in that order, so that a crash in between leaves the rows that tell what is still to be purged.
+rows, in that order, so that a crash in between leaves the rows that tell what is still to be purged. The documents of a memory
+go some at a time, rows and all: between, the job may give way, and the receipt keeps the counts.
 
 Where a new version replaced the document, that version's COMPRESS job first copies what it can reuse (compress/reuse.py). ERASE
 waits for that, which needs no worker; once that job has failed, was cancelled or has ended, and after ten minutes in any
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 
-from memoryd.core import DEFAULT_TENANT, Job, document_prefix, made_at, now
+from memoryd.core import DEFAULT_TENANT, Document, Job, document_prefix, made_at, now
 from memoryd.errors import NotFound
 from memoryd.jobs import JobRunner, NotYet, Progress
 from memoryd.learn.eraser import AdapterEraser
@@ -26,6 +27,7 @@ from memoryd.store.base import Blobs, Cache, Index, Ledger
 
 _PATIENCE_SECONDS = 600.0
 _LOOKED_AT = 1000  # documents
+_ERASED = 64  # documents erased between two looks at the job
 
 MARK = ("_ledger", "_ledger/mark")
 """A tenant that no caller can have, and its blob that says whose these blobs are."""
@@ -45,13 +47,15 @@ def owns(ledger: Ledger, blobs: Blobs) -> bool:
         return True
 
 
-def reclaim(ledger: Ledger, blobs: Blobs, tenant: str, older_than_seconds: float) -> int:
+def reclaim(ledger: Ledger, blobs: Blobs, runs: Runs, tenant: str, older_than_seconds: float) -> int:
     """Removes the bytes of documents that were never recorded: a kill came between a blob and its row, or a commit's outcome
-    stayed unknown. Returns how many documents. Blocks."""
+    stayed unknown. An adapter has no row while it is judged, for hours maybe: what a run has named is left to that run. Returns
+    how many documents. Blocks."""
     newest = now().timestamp() - older_than_seconds
     old = [(memory, document) for memory, document in blobs.documents(tenant) if made_at(document) < newest]
-    recorded = ledger.recorded(tenant, [document for _, document in old])
-    lost = [(memory, document) for memory, document in old if document not in recorded]
+    kept = runs.adapters(tenant)  # asked first: a run ends, and names nothing any more, once its adapter has a row
+    kept |= ledger.recorded(tenant, [document for _, document in old])
+    lost = [(memory, document) for memory, document in old if document not in kept]
     for memory, document in lost:
         blobs.delete_prefix(tenant, document_prefix(tenant, memory, document))
     return len(lost)
@@ -94,20 +98,32 @@ class EraseJob:
         counts.update(await self._erase_learned(job.tenant))
         tainted = await asyncio.to_thread(self._ledger.count_tainted, job.tenant, memory, [d.id for d in doomed])
         counts["adapters"] = max(counts["adapters"], tainted)  # their rows may be gone since
-        for done, gone in enumerate(doomed):
+        # What earlier slices erased has no rows any more. Where one ended after the rows and before their count, the count of
+        # all that it began with is right.
+        counts["documents"] = total = max(counts["documents"], counts["erased"] + len(doomed))
+        for first in range(0, max(len(doomed), 1), _ERASED):  # once where there are none, for the row of the memory
+            if first:
+                progress.step("erase", counts["erased"], total)
+            some = doomed[first : first + _ERASED]
+            for done, gone in enumerate(some, counts["erased"]):
+                progress.note(**counts)
+                progress.show("erase", done, total)
+                await self._purge(gone, counts)
             progress.note(**counts)
-            progress.show("erase", done, len(doomed))
-            self._answers.end(gone.tenant, gone.memory, gone.id)  # another daemon deleted it, or a call that was cut off
-            self._embeddings.forget(gone.tenant, gone.id)
-            counts["vectors"] += await asyncio.to_thread(self._index.delete_document, gone.tenant, gone.memory, gone.id)
-            counts["cache_keys"] += await asyncio.to_thread(self._cache.delete_prefix, gone.tenant, cache_prefix(gone.id))
-            prefix = document_prefix(gone.tenant, gone.memory, gone.id)
-            counts["blobs"] += await asyncio.to_thread(self._blobs.delete_prefix, gone.tenant, prefix)
-        counts["documents"] = max(counts["documents"], len(doomed))
-        progress.note(**counts)
-        await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, [d.id for d in doomed])
-        progress.show("erase", len(doomed), len(doomed))
+            await asyncio.to_thread(self._ledger.erase_rows, job.tenant, memory, [d.id for d in some])
+            counts["erased"] += len(some)
+            progress.note(**counts)
+        progress.show("erase", total, total)
         return {name: counts[name] for name in ("documents", "blobs", "vectors", "cache_keys", "adapters")}
+
+    async def _purge(self, gone: Document, counts: Counter[str]) -> None:
+        """All that is left of it but its rows."""
+        self._answers.end(gone.tenant, gone.memory, gone.id)  # another daemon deleted it, or a call that was cut off
+        self._embeddings.forget(gone.tenant, gone.id)
+        counts["vectors"] += await asyncio.to_thread(self._index.delete_document, gone.tenant, gone.memory, gone.id)
+        counts["cache_keys"] += await asyncio.to_thread(self._cache.delete_prefix, gone.tenant, cache_prefix(gone.id))
+        prefix = document_prefix(gone.tenant, gone.memory, gone.id)
+        counts["blobs"] += await asyncio.to_thread(self._blobs.delete_prefix, gone.tenant, prefix)
 
     async def _erase_learned(self, tenant: str) -> dict[str, int]:
         """What tainted adapters are made of, and the runs that have seen what is deleted."""

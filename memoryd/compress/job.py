@@ -97,9 +97,10 @@ class CompressJob:
 
     async def _take_over(self, document: Document, progress: Progress) -> None:
         if old := _old(progress):
-            progress.show("reuse", 0, document.chunk_count)
-            fingerprint = self._models.info.compressor.fingerprint
-            progress.note(reused=await reuse(self._ledger, self._blobs, document, old, fingerprint, progress))
+            if progress.job.stage != "reuse":  # else an earlier slice was in it: `reuse` goes on where that one stood
+                progress.note(reused=0)
+                progress.show("reuse", 0, document.chunk_count)
+            await reuse(self._ledger, self._blobs, document, old, self._models.info.compressor.fingerprint, progress)
         progress.show("index", 0, 0)
 
     def _pieces(self, document: Document) -> Iterator[str]:

@@ -41,9 +41,9 @@ def old_chunks(ledger: Ledger, tenant: str, old: str, fingerprint: str) -> OldCh
     return OldChunks.of(found())
 
 
-async def reuse(ledger: Ledger, blobs: Blobs, document: Document, old: str, fingerprint: str, progress: Progress) -> int:
-    """The stage `reuse`: copies what there is to copy. Returns how many chunks of the document have compressed embeddings so,
-    those of earlier slices among them. Stopped where the document is deleted."""
+async def reuse(ledger: Ledger, blobs: Blobs, document: Document, old: str, fingerprint: str, progress: Progress) -> None:
+    """The stage `reuse`: copies what there is to copy, on from where an earlier slice stood. The receipt's `reused` says how
+    many chunks of the document have compressed embeddings so. Stopped where the document is deleted."""
     known = await asyncio.to_thread(old_chunks, ledger, document.tenant, old, fingerprint)
 
     def copy(page: Sequence[Chunk]) -> int:
@@ -57,12 +57,12 @@ async def reuse(ledger: Ledger, blobs: Blobs, document: Document, old: str, fing
             raise Stopped
         return len(page) - len(missing) + len(copies)
 
-    after, reused = -1, 0
+    after, reused = progress.job.done - 1, int(progress.job.receipt.get("reused", 0))
     while page := await asyncio.to_thread(ledger.chunks, document.tenant, document.id, after, _CHUNKS):
         reused += await asyncio.to_thread(copy, page)
         after = page[-1].ordinal
+        progress.note(reused=reused)
         progress.step("reuse", after + 1, document.chunk_count)
-    return reused
 
 
 def _copied(

@@ -34,6 +34,10 @@ class Runs:
         """Whether none of them is deleted. Blocks."""
         return len(self._ledger.get_documents(tenant, list(documents))) == len(documents)
 
+    def adapters(self, tenant: str) -> set[str]:
+        """Ids that its runs gave their results: these may be in blobs before they have a row, and go with the run. Blocks."""
+        return {adapter for directory in self._directories(tenant) for adapter in Run(directory).adapters}
+
     async def sweep(self, tenant: str) -> int:
         """Removes the runs that may not stay: called where something was deleted. Returns how many."""
         count = 0

@@ -49,24 +49,35 @@ class Indexer:
 
 class ReindexJob:
     """Handles JobKind.REINDEX: all of one tenant's documents that are cut into passages, also those that are being indexed
-    just now. Always from the first: a count of those that were done says nothing once some of them are deleted."""
+    just now. By id: the receipt keeps the last that is done, and how far the next one is, for the slice that goes on. A count
+    of those that were done would say nothing once some of them are deleted."""
 
     def __init__(self, ledger: Ledger, indexer: Indexer) -> None:
         self._ledger = ledger
         self._indexer = indexer
 
     async def __call__(self, job: Job, progress: Progress) -> Mapping[str, str | int]:
-        documents = await asyncio.to_thread(self._chunked, job.tenant)
-        passages = 0
-        for done, document in enumerate(documents):
-            progress.step("index", done, len(documents), resumable=False)
-            with contextlib.suppress(Stopped):  # it was deleted: the others are still to be indexed
-                passages += await self._indexer.add(document, 0, lambda *_: None)
-        return {"documents": len(documents), "passages": passages}
+        known = job.receipt
+        last, begun = str(known.get("last", "")), str(known.get("begun", ""))
+        begun_passages = int(known.get("begun_passages", 0))
+        done, passages = int(known.get("documents", 0)), int(known.get("passages", 0))
+        documents = await asyncio.to_thread(self._chunked, job.tenant, last)
+        total = done + len(documents)
 
-    def _chunked(self, tenant: str) -> list[Document]:
+        def step(indexed: int, _: int) -> None:
+            progress.note(begun=document.id, begun_passages=indexed)
+            progress.step("index", done, total)
+
+        for document in documents:
+            with contextlib.suppress(Stopped):  # it was deleted: the others are still to be indexed
+                passages += await self._indexer.add(document, begun_passages if document.id == begun else 0, step)
+            done += 1
+            progress.note(last=document.id, documents=done, passages=passages)
+            progress.step("index", done, total)
+        return {"documents": done, "passages": passages}
+
+    def _chunked(self, tenant: str, after: str) -> list[Document]:
         out: list[Document] = []
-        after = ""
         while page := self._ledger.all_documents(tenant, after):
             out += [d for d in page if d.passage_count > 0]
             after = page[-1].id

@@ -110,12 +110,13 @@ class MilvusServer(ChildProcess):
         """Forgets every vector. Only while it does not run; reindex afterwards."""
         if self.pid is not None:
             raise Unavailable("milvus runs: stop it before its files are wiped")
+        doomed = self._files.with_name("milvus.wiped")
+        shutil.rmtree(doomed, ignore_errors=True)  # an earlier wipe was cut off
         if self._files.exists():
-            doomed = self._files.with_name("milvus.wiped")
-            shutil.rmtree(doomed, ignore_errors=True)  # an earlier wipe was cut off
             self._files.rename(doomed)
+        self.wiped.set()  # whether or not all that is put aside can be removed
+        if doomed.exists():
             shutil.rmtree(doomed)
-        self.wiped.set()
 
     async def start(self) -> None:
         """As ChildProcess.start; then its files can be read."""

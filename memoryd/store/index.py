@@ -51,6 +51,7 @@ class MilvusIndex:
         self._dim = dim
         self._collection = "memoryd_" + re.sub(r"\W", "_", fingerprint)[:64]
         self._client: MilvusClient | None = None
+        self._failures = 0  # to connect
         self._connecting = threading.Lock()
         self._writing = threading.Lock()
 
@@ -176,8 +177,9 @@ class MilvusIndex:
 
     def _call(self, call: Callable[[MilvusClient], T]) -> T:
         """Calls on a ready collection. A server that came back does not know any more that it was: then once more."""
+        failures = self._failures
         for attempt in (1, 2):
-            client = self._connect()
+            client = self._connect(failures)
             try:
                 return call(client)
             except MilvusException as error:
@@ -193,17 +195,20 @@ class MilvusIndex:
                     ) from None
         raise AssertionError("unreachable")
 
-    def _connect(self) -> MilvusClient:
+    def _connect(self, failures: int) -> MilvusClient:
+        """`failures` as they were when the call began: one that waited for a try that failed fails with it. A server that hangs
+        would else keep all that wait, who would try one after another."""
         with self._connecting:
             if self._client is None:
+                if self._failures != failures:
+                    raise Unavailable("the index cannot be reached: try again", reason="INDEX_DOWN")
                 try:
-                    client = MilvusClient(self._uri, token=self._token, timeout=CALL_SECONDS, dedicated=True)
-                    self._prepare(client)
+                    self._client = self._prepared()
                 except Exception as error:
+                    self._failures += 1
                     raise Unavailable(
                         f"the index cannot be reached ({type(error).__name__}): try again", reason="INDEX_DOWN"
                     ) from None
-                self._client = client
             return self._client
 
     def _disconnect(self, client: MilvusClient | None = None) -> None:
@@ -215,10 +220,17 @@ class MilvusIndex:
                 self._client.close()
             self._client = None
 
-    def _prepare(self, client: MilvusClient) -> None:
-        if not client.has_collection(self._collection, timeout=CALL_SECONDS):
-            self._create(client)
-        client.load_collection(self._collection, timeout=WRITE_SECONDS)
+    def _prepared(self) -> MilvusClient:
+        client = MilvusClient(self._uri, token=self._token, timeout=CALL_SECONDS, dedicated=True)
+        try:
+            if not client.has_collection(self._collection, timeout=CALL_SECONDS):
+                self._create(client)
+            client.load_collection(self._collection, timeout=WRITE_SECONDS)
+        except Exception:
+            with contextlib.suppress(Exception):
+                client.close()
+            raise
+        return client
 
     def _create(self, client: MilvusClient) -> None:
         schema = client.create_schema(auto_id=False, enable_dynamic_field=False)

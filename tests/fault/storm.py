@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 from memoryd_client import (
@@ -37,6 +37,7 @@ from memoryd.compress import codec
 from memoryd.compress.conversation import render_conversation
 from memoryd.core import DEFAULT_TENANT, Message
 from memoryd.forget import MARK, reclaim
+from memoryd.learn.runs import Runs
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
 from tests.daemon import DaemonProcess
@@ -385,7 +386,8 @@ def check_stored(data_dir: Path, truth: Truth) -> None:
     blobs = FsspecBlobs(str(root))
     blobs.sweep(0.0)
     with contextlib.closing(SqlLedger(f"sqlite:///{data_dir / 'ledger.db'}")) as rows:
-        reclaim(rows, blobs, DEFAULT_TENANT, 0.0)
+        eraser: Any = None  # nothing is erased with a run here
+        reclaim(rows, blobs, Runs(rows, eraser, data_dir / "learning"), DEFAULT_TENANT, 0.0)
     assert {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} == expected
 
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memoryd_client import AsyncClient
@@ -14,6 +15,7 @@ from memoryd_client import AsyncClient
 from memoryd import core
 from memoryd.errors import Unavailable
 from memoryd.forget import owns, reclaim
+from memoryd.learn.runs import Runs
 from memoryd.store.base import Written
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
@@ -99,6 +101,11 @@ def test_a_ledger_owns_no_blobs_of_another(tmp_path: Path) -> None:
         assert owns(ledger, blobs)
 
 
+def runs_of(ledger: SqlLedger, folder: Path) -> Runs:
+    eraser: Any = None  # nothing is erased with a run here
+    return Runs(ledger, eraser, folder / "learning")
+
+
 def test_bytes_without_a_row_are_reclaimed(tmp_path: Path) -> None:
     """A commit whose outcome is unknown leaves its bytes; so does a kill before it."""
 
@@ -111,6 +118,7 @@ def test_bytes_without_a_row_are_reclaimed(tmp_path: Path) -> None:
             return super().write_document(*args, **kwargs)  # type: ignore[arg-type]
 
     ledger, blobs = Unsure(f"sqlite:///{tmp_path / 'ledger.db'}"), FsspecBlobs(str(tmp_path / "blobs"))
+    runs = runs_of(ledger, tmp_path)
     with contextlib.closing(ledger):
         ledger.ensure_tenant(TENANT)
         ledger.create_memory(TENANT, MEMORY, "", "", {}, None)
@@ -124,6 +132,23 @@ def test_bytes_without_a_row_are_reclaimed(tmp_path: Path) -> None:
             writer.write(TENANT, MEMORY, core.Kind.TEXT, b"lost", "", {}, None)
         held = {document for _, document in blobs.documents(TENANT)}
         assert len(held) == 3
-        assert reclaim(ledger, blobs, TENANT, 3600.0) == 0, "a write may be under way"
-        assert reclaim(ledger, blobs, TENANT, -1.0) == 1
+        assert reclaim(ledger, blobs, runs, TENANT, 3600.0) == 0, "a write may be under way"
+        assert reclaim(ledger, blobs, runs, TENANT, -1.0) == 1
         assert {document for _, document in blobs.documents(TENANT)} == {kept.id, deleted.id}, "erasing is the ERASE job's"
+
+
+def test_bytes_of_an_adapter_that_is_judged_are_left_to_its_run(tmp_path: Path) -> None:
+    """Its row comes last, and to judge it may take longer than a write ever does."""
+    ledger, blobs = SqlLedger(f"sqlite:///{tmp_path / 'ledger.db'}"), FsspecBlobs(str(tmp_path / "blobs"))
+    with contextlib.closing(ledger):
+        ledger.ensure_tenant(TENANT)
+        runs, judged, lost = runs_of(ledger, tmp_path), core.new_id(), core.new_id()
+        job = ledger.add_job(TENANT, core.JobKind.LEARN, "memories/notes", {"memory": MEMORY})
+        run = runs.of(job)
+        run.name(judged)
+        for adapter in (judged, lost):
+            blobs.put(TENANT, core.adapter_prefix(TENANT, MEMORY, adapter) + "adapter", b"weights")
+        assert reclaim(ledger, blobs, runs, TENANT, -1.0) == 1
+        assert list(blobs.documents(TENANT)) == [(MEMORY, judged)]
+        run.remove()
+        assert reclaim(ledger, blobs, runs, TENANT, -1.0) == 1, "nobody else would"

@@ -145,6 +145,23 @@ async def test_a_call_to_a_dead_index_is_unavailable_and_a_wipe_makes_it_new(
     await server.stop()
 
 
+async def test_a_wipe_whose_rest_cannot_be_removed_is_made_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index is empty from then on, and would stay so."""
+
+    def refuses(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError("the disk is read-only")
+
+    server = MilvusServer(tmp_path)
+    (tmp_path / "milvus").mkdir()
+    monkeypatch.setattr("memoryd.store.embedded.shutil.rmtree", refuses)
+    with pytest.raises(OSError, match="read-only"):
+        server.wipe()
+    assert not (tmp_path / "milvus").exists()
+    assert server.wiped.is_set()
+    await server.stop()
+
+
 async def test_a_deep_data_directory_still_gets_a_socket(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from memoryd import core, forget, jobs
 from memoryd.compress import codec
 from memoryd.compress.chunker import ChunkText
 from memoryd.compress.codec import CompressedEmbeddings
+from memoryd.compress.job import CompressJob
 from memoryd.compress.rechunk import rechunk_text
 from memoryd.compress.reuse import old_chunks, reuse
 from memoryd.core import Document, Job, JobKind, JobState, Kind
@@ -28,6 +31,7 @@ from memoryd.recall.embeddings import EmbeddingStore
 from memoryd.recall.underway import AnswersUnderWay
 from memoryd.store.blobs import FsspecBlobs
 from memoryd.store.ledger import SqlLedger
+from memoryd.store.texts import Texts
 from tests.unit.learning_parts import models
 from tests.unit.test_chunker import SMALL, Words
 from tests.unit.test_rechunk import prose
@@ -74,7 +78,9 @@ class Lab:
         return Progress(self.ledger.get_job(TENANT, document.job), lambda: None)
 
     async def reuse(self, document: Document, old: Document, fingerprint: str = FINGERPRINT) -> int:
-        return await reuse(self.ledger, self.blobs, document, old.id, fingerprint, self.progress(document))
+        progress = self.progress(document)
+        await reuse(self.ledger, self.blobs, document, old.id, fingerprint, progress)
+        return int(progress.job.receipt["reused"])
 
 
 @pytest.fixture
@@ -161,6 +167,29 @@ async def test_it_gives_way_and_goes_on(lab: Lab, monkeypatch: pytest.MonkeyPatc
     assert await lab.reuse(new, old) >= new.chunk_count - 2
 
 
+async def test_a_new_version_of_any_length_gets_to_its_index_however_short_a_slice_is(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = lab.write(OLD)
+    lab.compress(old)
+    new = lab.write(NEW, replaces=old.id)
+    monkeypatch.setattr(jobs, "SLICE_SECONDS", -1.0)
+
+    async def add(*_: Any) -> int:
+        raise Stopped  # the next stage has begun
+
+    indexer: Any = SimpleNamespace(add=add)
+    compressing = CompressJob(lab.ledger, lab.blobs, indexer, models(), Texts(lab.ledger, lab.blobs), "bfloat16")
+    job, slices = replace(lab.ledger.get_job(TENANT, new.job), stage="reuse"), 0  # it is cut already
+    while job.stage == "reuse" and slices < new.chunk_count:
+        progress = Progress(job, lambda: None)
+        with contextlib.suppress(GiveWay, Stopped):
+            await compressing(job, progress)
+        job, slices = progress.job, slices + 1
+    assert (job.stage, slices > 1) == ("index", True)
+    assert job.receipt["reused"] == sum(bool(c.compressor) for c in lab.chunks(new)) >= new.chunk_count - 2
+
+
 # --- the ERASE job of what was replaced ---
 
 
@@ -172,6 +201,14 @@ class Nothing:
 
     def delete_prefix(self, tenant: str, prefix: str) -> int:
         return 0
+
+
+def erase_job(lab: Lab, runner: JobRunner, runs: Path) -> EraseJob:
+    nothing: Any = Nothing()
+    eraser = AdapterEraser(AdapterStore(lab.ledger, lab.blobs, nothing, models()), lab.blobs, nothing)
+    embeddings = EmbeddingStore(lab.ledger, lab.blobs, nothing)
+    parts = (embeddings, eraser, Runs(lab.ledger, eraser, runs), runner, AnswersUnderWay())
+    return EraseJob(lab.ledger, lab.blobs, nothing, nothing, *parts)
 
 
 async def until(condition: Any) -> None:
@@ -202,12 +239,7 @@ async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
         return {}
 
     runner = JobRunner(lab.ledger, slots=4, lease_seconds=0.4, attempts=3)
-    nothing: Any = Nothing()
-    adapters = AdapterStore(lab.ledger, lab.blobs, nothing, models())
-    eraser = AdapterEraser(adapters, lab.blobs, nothing)
-    runs = Runs(lab.ledger, eraser, tmp_path / "runs")
-    embeddings = EmbeddingStore(lab.ledger, lab.blobs, nothing)
-    erasing = EraseJob(lab.ledger, lab.blobs, nothing, nothing, embeddings, eraser, runs, runner, AnswersUnderWay())
+    erasing = erase_job(lab, runner, tmp_path / "runs")
     running = asyncio.create_task(runner.run({JobKind.COMPRESS: compress, JobKind.ERASE: erasing}))
     try:
         await began.wait()
