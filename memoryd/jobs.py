@@ -48,7 +48,7 @@ class Progress:
     def __init__(self, job: Job, published: Callable[[], None], owner: str = "") -> None:
         self.job = job
         self.owner = owner
-        """Whose lease it works under: each claim has one of its own, so that an attempt whose job was taken from it finds out."""
+        """Whose lease it works under: each claim has one of its own, so an attempt whose job was taken from it finds out."""
         self.stopped = False
         self.draining = False
         self.given_back = False

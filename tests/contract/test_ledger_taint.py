@@ -50,7 +50,8 @@ def test_what_is_being_learned_is_taken_from_who_works_on_it_and_goes_on_from_th
     assert ledger.request_learning("acme", "m", kind, {}, None) == left
     while (claimed := ledger.claim_job("v", 60)) and claimed.id != job.id:
         pass
-    assert claimed and claimed.payload == job.payload
+    assert claimed is not None
+    assert claimed.payload == job.payload
 
 
 def test_an_adapter_of_a_deleted_document_is_not_recorded(ledger: Ledger) -> None:

@@ -115,7 +115,7 @@ class School:
         contexts: Any = self.contexts
         parts = (self.lab.ledger, self.lab.blobs, models(self.worker), contexts, self.adapters, self.runs)
         learning = LearnJob(*parts, LearnSettings(epochs=1), 1, self.keep)
-        self.runner = JobRunner(self.lab.ledger, slots=2, lease_seconds=0.4, attempts=3)
+        self.runner = JobRunner(self.lab.ledger, slots=2, lease_seconds=2.0, attempts=3)
         self.running = asyncio.create_task(
             self.runner.run({JobKind.LEARN: learning, JobKind.COMPRESS: _nothing, JobKind.ERASE: _nothing})
         )

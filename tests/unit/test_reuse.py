@@ -238,7 +238,7 @@ async def test_the_old_version_is_erased_when_it_has_been_reused_or_will_not_be(
         await asyncio.Event().wait()  # the worker is down: indexing takes for ever
         return {}
 
-    runner = JobRunner(lab.ledger, slots=4, lease_seconds=0.4, attempts=3)
+    runner = JobRunner(lab.ledger, slots=4, lease_seconds=10.0, attempts=3)
     erasing = erase_job(lab, runner, tmp_path / "runs")
     running = asyncio.create_task(runner.run({JobKind.COMPRESS: compress, JobKind.ERASE: erasing}))
     try:
