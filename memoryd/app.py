@@ -279,11 +279,13 @@ class Daemon:
     async def _recompress(self, parts: Parts) -> None:
         """What another compressor made, before the configuration was changed; says now and then how far that is."""
         fingerprint = parts.models.info.compressor.fingerprint
-        if count := await self._patiently(lambda: asyncio.to_thread(request_recompression, parts.ledger, fingerprint)):
+        request = partial(asyncio.to_thread, request_recompression, parts.ledger, fingerprint)
+        if count := await self._patiently(request, MemorydError):
             self._log.info("the compressor has changed: documents are compressed anew", documents=count)
             parts.jobs.wake()
         began, first, said = time.monotonic(), 0, 0  # of this daemon's life: an earlier one may have done some
-        while left := await self._patiently(lambda: asyncio.to_thread(parts.ledger.count_recompressing, fingerprint)):
+        look = partial(asyncio.to_thread, parts.ledger.count_recompressing, fingerprint)
+        while left := await self._patiently(look, MemorydError):
             first = first or left
             if left not in (first, said):
                 minutes = (time.monotonic() - began) / (first - left) * left / 60

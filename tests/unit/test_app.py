@@ -75,3 +75,23 @@ async def test_a_wiped_index_is_rebuilt_for_every_tenant_though_the_ledger_fails
     finally:
         rebuilding.cancel()
         await asyncio.wait([rebuilding])
+
+
+async def test_documents_are_recompressed_though_the_ledger_fails_at_first(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[Exception] = [ResourceExhausted("disk full"), Unavailable("no connection")]
+    asked, woken = [], asyncio.Event()
+
+    def request(ledger: object, fingerprint: str) -> int:
+        if failures:
+            raise failures.pop()
+        asked.append(fingerprint)
+        return 3
+
+    monkeypatch.setattr(app, "request_recompression", request)
+    info = SimpleNamespace(compressor=SimpleNamespace(fingerprint="new"))
+    ledger = SimpleNamespace(count_recompressing=lambda fingerprint: 0)
+    parts: Any = SimpleNamespace(ledger=ledger, models=SimpleNamespace(info=info), jobs=SimpleNamespace(wake=woken.set))
+    await daemon._recompress(parts)
+    assert (asked, woken.is_set()) == (["new"], True)
