@@ -138,6 +138,8 @@ async def test_a_failing_job_is_tried_again_later_and_later_and_then_is_dead(
         raise InvalidArgument(f"try {job.attempts} was bad")
 
     monkeypatch.setattr(ledger, "fail_job", spy)
+    begun = clock.now()
+    monkeypatch.setattr(clock, "_now", lambda: begun)  # only what is skipped goes by, however busy the machine is
     job = add(ledger)
     async with running(ledger, handler, attempts=10):
         dead = await ended(ledger, job)
