@@ -318,14 +318,17 @@ class Daemon:
                 self._log.info("removed bytes of documents that were never recorded", documents=reclaimed)
 
     async def _patiently(self, call: Callable[[], Awaitable[T]], expected: type[MemorydError] = Unavailable) -> T:
-        """A child was ready, and may have died since: then it comes back."""
+        """A child was ready, and may have died since: then it comes back. That it is waited for is said once."""
+        told = False
         while True:
             try:
                 return await call()
             except expected as error:
                 if self._stopping.is_set():
                     raise
-                self._log.warning("a part does not do its work: it is asked again", reason=error.reason)
+                if not told:
+                    self._log.warning("a part does not do its work: it is asked until it does", reason=error.reason)
+                    told = True
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _background(self, work: Any) -> asyncio.Task[Any]:

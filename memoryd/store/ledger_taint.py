@@ -24,8 +24,9 @@ def taint_document(conn: Connection, tenant: str, memory: str, document: str) ->
     _delete_examples(conn, tenant, examples.c.id.in_(resting))
     # The attempt under way ends, since the job is no longer its own. The next one goes on where that stood; a run of learning
     # that has seen the document begins anew (`learn/run.py`).
-    learning = _unfinished(tenant, memory) & jobs.c.kind.in_(LEARNING)
-    conn.execute(update(jobs).where(learning).values(state=JobState.PENDING, due_time=now(), owner="", attempts=0))
+    conn.execute(
+        update(jobs).where(_learning(tenant, memory)).values(state=JobState.PENDING, due_time=now(), owner="", attempts=0)
+    )
     _taint_what_saw(conn, tenant, _saw(tenant, adapter_documents.c.document == document))
 
 
@@ -34,8 +35,7 @@ def taint_memory(conn: Connection, tenant: str, memory: str, uid: str) -> None:
     _delete_examples(conn, tenant, examples.c.memory_uid == uid)
     of_memory = (adapters.c.tenant == tenant) & (adapters.c.memory_uid == uid)
     conn.execute(update(adapters).where(of_memory).values(state=AdapterState.TAINTED))
-    learning = _unfinished(tenant, memory) & jobs.c.kind.in_(LEARNING)
-    conn.execute(update(jobs).where(learning).values(state=JobState.CANCELLED, due_time=None, end_time=now()))
+    conn.execute(update(jobs).where(_learning(tenant, memory)).values(state=JobState.CANCELLED, due_time=None, end_time=now()))
     its_documents = select(documents.c.id).where(documents.c.tenant == tenant, documents.c.memory_uid == uid)
     saw = _saw(tenant, adapter_documents.c.document.in_(its_documents))
     _taint_what_saw(conn, tenant, saw | adapters.c.weights_sha256.in_(trained_in(tenant, uid)))
@@ -132,6 +132,11 @@ def delete_adapter_rows(conn: Connection, tenant: str, ids: Sequence[str]) -> No
     """Rows of adapters whose bytes are purged, or are about to be by a job that knows where they lie."""
     conn.execute(delete(adapter_documents).where(adapter_documents.c.tenant == tenant, adapter_documents.c.adapter.in_(ids)))
     conn.execute(delete(adapters).where(adapters.c.tenant == tenant, adapters.c.id.in_(ids)))
+
+
+def _learning(tenant: str, memory: str) -> ColumnElement[bool]:
+    """The memory's jobs that study or learn, and have not ended."""
+    return _unfinished(tenant, memory) & jobs.c.kind.in_(LEARNING)
 
 
 def _unfinished(tenant: str, memory: str) -> ColumnElement[bool]:
