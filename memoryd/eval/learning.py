@@ -31,7 +31,8 @@ from memoryd.eval.kept_answers import KeptAnswers
 from memoryd.eval.learning_data import DOCUMENTS, Asked, Questions, load
 from memoryd.eval.learning_rows import (
     AIMS,
-    gained,
+    Pair,
+    Score,
     headline,
     learned_rows,
     refusal_row,
@@ -93,9 +94,9 @@ def _measure(options: argparse.Namespace, say: Say) -> None:
         if not gate_open:
             say("HYBRID answers as TEXT while the compressor's gate is shut: it is not asked, and the headline is of TEXT")
         bench = Bench(client, another, kept, say, rows, Mode.HYBRID if gate_open else Mode.TEXT)
-        gains = [bench.measure(name, questions[name], options.study) for name in options.memories]
+        measured = [bench.measure(name, questions[name], options.study) for name in options.memories]
         for arm in AIMS:
-            bench.add(headline(arm, bench.usual.name, [own[arm] for own in gains]))
+            bench.add(headline(arm, bench.usual.name, [own[arm] for own in measured]))
     if options.quick or set(options.memories) != set(DOCUMENTS):
         say("docs/figures stays as it is: it takes a run of all memories without --quick")
         return
@@ -115,8 +116,8 @@ class Bench:
     usual: Mode
     """What a caller who says nothing is answered in."""
 
-    def measure(self, name: str, questions: Questions, study: int) -> dict[str, list[float]]:
-        """One memory: adds its rows; gives what each adapter gained in the usual mode, question by question."""
+    def measure(self, name: str, questions: Questions, study: int) -> dict[str, list[Pair]]:
+        """One memory: adds its rows; gives each adapter's scores beside the reader's in the usual mode."""
         memory = self.client.memory(name, create=True)
         steps = Steps(self.client, memory, self.kept, self.say)
         names = steps.write(questions.texts)
@@ -126,15 +127,15 @@ class Bench:
         learned[SUPPLIED] = steps.learn(SUPPLIED)
         adapters = {READER: "", **{arm: one.adapter for arm, one in learned.items()}}
 
-        gains: dict[str, list[float]] = {}
+        pairs: dict[str, list[Pair]] = {}
         self._score(name, Mode.TEXT, ANOTHER, self.another, "", questions.asked)
         for mode in dict.fromkeys((Mode.TEXT, self.usual, Mode.COMPRESSED)):
             asked = questions.asked[: (len(questions.asked) + 1) // 2] if mode is Mode.COMPRESSED else questions.asked
-            reader: list[float] | None = None
+            reader: list[Score] | None = None
             for arm, adapter in adapters.items():
                 scores = self._score(name, mode, arm, memory, adapter, asked, reader)
                 if reader is not None and mode is self.usual:
-                    gains[arm] = gained(scores, reader)
+                    pairs[arm] = list(zip(scores, reader, strict=True))
                 reader = reader or scores
         refused: list[str] | None = None
         for arm, adapter in adapters.items():
@@ -146,7 +147,7 @@ class Bench:
         for arm, one in learned.items():
             for row in learned_rows(name, arm, one):
                 self.add(row)
-        return gains
+        return pairs
 
     def add(self, row: Row) -> None:
         interval = f" [{row.low:.3f}, {row.high:.3f}]" if row.low is not None else ""
@@ -162,8 +163,8 @@ class Bench:
         memory: Memory,
         adapter: str,
         asked: Sequence[Asked],
-        reader: Sequence[float] | None = None,
-    ) -> list[float]:
+        reader: Sequence[Score] | None = None,
+    ) -> list[Score]:
         said = self._answers(memory, asked, mode, adapter, _MAX_TOKENS[name])
         scores = scores_of(name, asked, said)
         for row in score_rows(name, mode.name, arm, scores, reader):

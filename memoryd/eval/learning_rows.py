@@ -9,7 +9,7 @@ from dataclasses import replace
 from memoryd.eval.figures import Row
 from memoryd.eval.learning_data import Asked
 from memoryd.eval.learning_steps import Learned, Studied
-from memoryd.eval.metrics import bootstrap, f1, is_refusal, mean, rouge, wilson
+from memoryd.eval.metrics import bootstrap_of, f1, is_refusal, mean, overall, rouge_parts, wilson
 from memoryd.recall.prompt import REFUSAL
 
 AIMS = {"supplied": 0.07, "self-study": 0.03}
@@ -18,25 +18,36 @@ AIMS = {"supplied": 0.07, "self-study": 0.03}
 _ROUNDS = 2000
 
 
-def scores_of(name: str, asked: Sequence[Asked], said: Sequence[str]) -> list[float]:
-    """F1; ROUGE for qmsum, whose answers are paragraphs. 0..1."""
-    metric = rouge if name == "qmsum" else f1
-    return [metric(answer, one.golds) for answer, one in zip(said, asked, strict=True)]
+Score = tuple[float, ...]
+"""Of one answer, 0..1: F1, or ROUGE-1, -2 and -L."""
+
+Pair = tuple[Score, Score]
+"""Of one question: an adapter's and the reader's."""
 
 
-def score_rows(name: str, mode: str, arm: str, scores: Sequence[float], reader: Sequence[float] | None) -> list[Row]:
-    """An arm's mean, and what it gained over the reader, question by question, where it is held against that."""
-    row = Row(f"{name}, {mode}, {arm}", mean(scores), _unit(name), *bootstrap(scores), n=len(scores))
+def scores_of(name: str, asked: Sequence[Asked], said: Sequence[str]) -> list[Score]:
+    """F1; ROUGE for qmsum, whose answers are paragraphs."""
+    if name == "qmsum":
+        return [rouge_parts(answer, one.golds) for answer, one in zip(said, asked, strict=True)]
+    return [(f1(answer, one.golds),) for answer, one in zip(said, asked, strict=True)]
+
+
+def score_rows(name: str, mode: str, arm: str, scores: Sequence[Score], reader: Sequence[Score] | None) -> list[Row]:
+    """An arm's figure, and what it gained over the reader, pair by pair, where it is held against that."""
+    interval = bootstrap_of(scores, overall, _ROUNDS)
+    row = Row(f"{name}, {mode}, {arm}", overall(scores), _unit(name), *interval, n=len(scores))
     if reader is None:
         return [row]
-    over = gained(scores, reader)
-    row = replace(row, baseline=mean(reader), ratio=mean(scores) / mean(reader) if mean(reader) else None)
-    return [row, Row(f"{name}, {mode}, {arm}: gained", mean(over), "points", *bootstrap(over), n=len(over))]
+    before = overall(reader)
+    row = replace(row, baseline=before, ratio=row.value / before if before else None)
+    pairs = list(zip(scores, reader, strict=True))
+    over = Row(f"{name}, {mode}, {arm}: gained", gained(pairs), "points", *bootstrap_of(pairs, gained, _ROUNDS), n=len(pairs))
+    return [row, over]
 
 
-def gained(scores: Sequence[float], reader: Sequence[float]) -> list[float]:
-    """Question by question."""
-    return [a - b for a, b in zip(scores, reader, strict=True)]
+def gained(pairs: Sequence[Pair]) -> float:
+    """By the adapter over the reader."""
+    return overall([after for after, _ in pairs]) - overall([before for _, before in pairs])
 
 
 def refusal_row(name: str, arm: str, said: Sequence[str], reader: Sequence[str] | None) -> Row:
@@ -67,20 +78,20 @@ def learned_rows(name: str, arm: str, learned: Learned) -> list[Row]:
     return rows
 
 
-def headline(arm: str, mode: str, gains: Sequence[Sequence[float]]) -> Row:
-    """What an arm gained over the reader: the mean of memories, of which `gains` holds one list each."""
-    over = mean([mean(own) for own in gains])
-    low, high = stratified(gains)
+def headline(arm: str, mode: str, memories: Sequence[Sequence[Pair]]) -> Row:
+    """What an arm gained over the reader: the mean of memories, each with the pairs of its questions."""
+    over = mean([gained(pairs) for pairs in memories])
+    low, high = stratified(memories)
     name = f"learned, {arm}: gained over the reader, {mode}, mean of memories"
     met = over >= AIMS[arm] and low > 0
-    return Row(name, over, "points", low, high, n=sum(map(len, gains)), aim=f"≥ {AIMS[arm]}, beyond noise", met=met)
+    return Row(name, over, "points", low, high, n=sum(map(len, memories)), aim=f"≥ {AIMS[arm]}, beyond noise", met=met)
 
 
-def stratified(groups: Sequence[Sequence[float]], rounds: int = _ROUNDS, seed: int = 0) -> tuple[float, float]:
-    """95% interval of the mean of the groups' means: values are drawn again within each group, since the groups are all that
-    there are and not a sample."""
+def stratified(memories: Sequence[Sequence[Pair]], rounds: int = _ROUNDS, seed: int = 0) -> tuple[float, float]:
+    """95% interval of what is gained in the mean of memories: questions are drawn again within each, since the memories are all
+    that there are and not a sample."""
     r = random.Random(seed)
-    means = sorted(mean([mean(r.choices(group, k=len(group))) for group in groups]) for _ in range(rounds))
+    means = sorted(mean([gained(r.choices(pairs, k=len(pairs))) for pairs in memories]) for _ in range(rounds))
     return means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
 
 

@@ -9,9 +9,12 @@ import random
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_T = TypeVar("_T")
+_NO_ROUGE_WORD = re.compile("[^a-z0-9]+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation + "‘’“”´`")
 
 
@@ -43,17 +46,33 @@ def is_refusal(answer: str, refusal: str) -> bool:
 
 
 def rouge(answer: str, golds: Sequence[str]) -> float:
-    """The geometric mean of the F-measures of ROUGE-1, -2 and -L (Lin 2004) with the best gold answer, 0..1: what LLoCO gives
-    for long answers. Words as normalized here, not stemmed."""
-    words = normalized(answer).split()
-    return max((_rouge(words, normalized(gold).split()) for gold in golds), default=0.0)
+    """The geometric mean of one answer's `rouge_parts`, 0..1: 0 where it has no two words in a row with a gold answer."""
+    return overall([rouge_parts(answer, golds)])
 
 
-def _rouge(answer: list[str], gold: list[str]) -> float:
+def rouge_parts(answer: str, golds: Sequence[str]) -> tuple[float, float, float]:
+    """F-measures of ROUGE-1, -2 and -L (Lin 2004), each with its best gold answer, 0..1. Words are what rouge_score
+    takes them to be, letters and digits in lower case, and not stemmed."""
+    words = _rouge_words(answer)
+    parts = [_rouge_parts(words, _rouge_words(gold)) for gold in golds] or [(0.0, 0.0, 0.0)]
+    return max(p[0] for p in parts), max(p[1] for p in parts), max(p[2] for p in parts)
+
+
+def overall(scores: Sequence[tuple[float, ...]]) -> float:
+    """What a metric gives for many answers, each with one part or with several: the geometric mean of the parts' means. That is
+    how SCROLLS (Shaham et al. 2022), and by it LLoCO, puts ROUGE in one figure; of a metric of one part it is the mean."""
+    means = [mean(part) for part in zip(*scores, strict=True)]
+    return math.prod(means) ** (1 / len(means)) if means else math.nan
+
+
+def _rouge_words(text: str) -> list[str]:
+    return _NO_ROUGE_WORD.sub(" ", text.lower()).split()
+
+
+def _rouge_parts(answer: list[str], gold: list[str]) -> tuple[float, float, float]:
     pairs = [list(itertools.pairwise(words)) for words in (answer, gold)]
     in_order = _longest_common(answer, gold)
-    parts = [_overlap(answer, gold), _overlap(*pairs), 2 * in_order / max(1, len(answer) + len(gold))]
-    return float(math.prod(parts) ** (1 / 3))
+    return _overlap(answer, gold), _overlap(*pairs), 2 * in_order / max(1, len(answer) + len(gold))
 
 
 def _overlap(answer: Sequence[object], gold: Sequence[object]) -> float:
@@ -76,11 +95,18 @@ def mean(values: Sequence[float]) -> float:
 
 def bootstrap(values: Sequence[float], rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95% interval of the mean, by the percentile bootstrap (Efron 1979)."""
+    return bootstrap_of(values, mean, rounds, seed)
+
+
+def bootstrap_of(
+    values: Sequence[_T], figure: Callable[[Sequence[_T]], float], rounds: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of any figure of so many values."""
     if not values:
         return math.nan, math.nan
     r = random.Random(seed)
-    means = sorted(mean(r.choices(values, k=len(values))) for _ in range(rounds))
-    return means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
+    figures = sorted(figure(r.choices(values, k=len(values))) for _ in range(rounds))
+    return figures[int(0.025 * rounds)], figures[int(0.975 * rounds) - 1]
 
 
 def sign_flips(values: Sequence[float], rounds: int = 5000, seed: int = 0) -> float:

@@ -16,7 +16,7 @@ from memoryd.eval import learning
 from memoryd.eval.figures import Row
 from memoryd.eval.kept_answers import KeptAnswers
 from memoryd.eval.learning_data import DOCUMENTS, Asked, load
-from memoryd.eval.learning_rows import headline, learned_rows, refusal_row, score_rows, scores_of, stratified
+from memoryd.eval.learning_rows import Pair, gained, headline, learned_rows, refusal_row, score_rows, scores_of, stratified
 from memoryd.eval.learning_steps import Learned
 from memoryd.eval.settled import fingerprint_of_files, settle
 from memoryd.recall.prompt import REFUSAL
@@ -88,7 +88,7 @@ def test_what_a_paper_does_not_say_is_to_be_refused(tmp_path: Path) -> None:
     data = write_data(tmp_path, qasper=[[("Are all tweets in English?", ["Unanswerable", "unanswerable."])]])
     (asked,) = load(data, "qasper", 1, 0).asked
     assert asked.golds == (REFUSAL,)
-    assert scores_of("qasper", [asked, asked], [REFUSAL, "Unanswerable"]) == [1.0, 0.0]
+    assert scores_of("qasper", [asked, asked], [REFUSAL, "Unanswerable"]) == [(1.0,), (0.0,)]
 
 
 def test_questions_of_another_memory_are_put_to_each(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ class Answering(Fake):
 
 def measured(
     daemon: Daemon, work: Path, data: Path, usual: Mode = Mode.TEXT
-) -> tuple[dict[str, list[float]], list[Row], list[tuple[str, ...]]]:
+) -> tuple[dict[str, float], list[Row], list[tuple[str, ...]]]:
     """What was gained, the rows, and what was asked of which memory, in which mode, with which adapter."""
     asked: list[Any] = []
     client: Any = Answering(daemon, "squad", asked)
@@ -181,7 +181,9 @@ def measured(
     another: Any = Answering(Daemon(), "another", asked)
     kept, rows = KeptAnswers(work / "kept.jsonl"), list[Row]()
     bench = learning.Bench(client, another, kept, lambda line: None, rows, usual)
-    return bench.measure("squad", load(data, "squad", 5, 2), 7), rows, asked
+    pairs = bench.measure("squad", load(data, "squad", 5, 2), 7)
+    assert {len(own) for own in pairs.values()} == {5}
+    return {arm: gained(own) for arm, own in pairs.items()}, rows, asked
 
 
 @pytest.fixture
@@ -196,7 +198,7 @@ def test_every_arm_is_asked_as_often_as_it_takes_and_no_more(tmp_path: Path, dat
     for arm in arms:
         expected += [("squad", "TEXT", *arm)] * (5 + 1) + [("squad", "COMPRESSED", *arm)] * 3  # and one of another memory
     assert sorted(asked) == sorted(expected)
-    assert gains == {"self-study": [1.0] * 5, "supplied": [1.0] * 5}
+    assert gains == {"self-study": 1.0, "supplied": 1.0}
     by_name = {row.name: row for row in rows}
     assert not [name for name in by_name if "HYBRID" in name], "it would be TEXT again"
     refused = by_name["squad, TEXT, supplied: refused of another memory's questions"]
@@ -216,21 +218,26 @@ def test_answers_are_asked_for_once_for_each_adapter(tmp_path: Path, data: Path)
     assert again == (first[0], first[1], []), "all of it was kept"
     nothing_found = measured(Daemon(finds=0), tmp_path / "other", data)
     assert len(nothing_found[2]) == len(first[2]) - 9, "without an adapter it is the reader, which was asked"
-    assert nothing_found[0]["self-study"] == [0.0] * 5
+    assert nothing_found[0]["self-study"] == 0.0
 
 
 # --- figures ---
 
 
+def over_nothing(*scores: float) -> list[Pair]:
+    """Of as many questions: what an adapter scored where the reader scored 0."""
+    return [((score,), (0.0,)) for score in scores]
+
+
 def test_the_headline_is_the_mean_of_memories_and_its_interval_is_of_their_questions() -> None:
-    row = headline("supplied", "TEXT", [[0.1] * 40, [0.2] * 40, [0.3] * 10])
+    row = headline("supplied", "TEXT", [over_nothing(0.1) * 40, over_nothing(0.2) * 40, over_nothing(0.3) * 10])
     assert row.value == pytest.approx(0.2), "each memory counts as much as another"
     assert row.n == 90
     assert (row.low, row.high) == (pytest.approx(0.2), pytest.approx(0.2)), "that memories differ is no noise"
     assert row.met
-    low, high = stratified([[0.0, 1.0] * 20, [0.5] * 40])
+    low, high = stratified([over_nothing(0.0, 1.0) * 20, over_nothing(0.5) * 40])
     assert 0.4 < low < 0.5 < high < 0.6
-    low, high = stratified([[0.0, 1.0]])
+    low, high = stratified([over_nothing(0.0, 1.0)])
     assert (low, high) == (0.0, 1.0)
 
 
@@ -243,7 +250,7 @@ def test_the_headline_is_the_mean_of_memories_and_its_interval_is_of_their_quest
     ],
 )
 def test_the_aim_is_met_where_enough_is_gained_beyond_noise(gains: list[list[float]], met: bool) -> None:
-    row = headline("supplied", "TEXT", gains)
+    row = headline("supplied", "TEXT", [over_nothing(*own) for own in gains])
     assert row.met is met
     assert "TEXT" in row.name
 
@@ -256,7 +263,16 @@ def test_a_row_is_held_against_the_reader_question_by_question() -> None:
     row, over = score_rows("squad", "TEXT", "supplied", learned, reader)
     assert (row.value, row.baseline, row.ratio) == (1.0, 0.5, 2.0)
     assert (over.value, over.low, over.high, over.n) == (0.5, 0.0, 1.0, 2)
-    assert score_rows("qmsum", "TEXT", "reader", reader, None)[0].unit == "ROUGE"
+
+
+def test_meetings_are_scored_with_rouge_over_all_their_questions() -> None:
+    asked = [Asked("a?", ("one two three",), "d"), Asked("b?", ("four five",), "d")]
+    reader, learned = scores_of("qmsum", asked, ["x", "y"]), scores_of("qmsum", asked, ["one", "four five"])
+    row, over = score_rows("qmsum", "TEXT", "supplied", learned, reader)
+    assert row.unit == "ROUGE"
+    assert row.value == pytest.approx((0.75 * 0.5 * 0.75) ** (1 / 3)), "not the mean of 0 and 1"
+    assert over.value == row.value
+    assert over.low == pytest.approx(0.0), "where the answer that has two words in a row is not drawn"
 
 
 def test_an_adapter_that_merely_stops_refusing_is_seen() -> None:

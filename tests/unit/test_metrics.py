@@ -7,7 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memoryd.eval.metrics import bootstrap, exact, f1, is_refusal, mean, normalized, rouge, sign_flips, wilson
+from memoryd.eval.metrics import (
+    bootstrap,
+    bootstrap_of,
+    exact,
+    f1,
+    is_refusal,
+    mean,
+    normalized,
+    overall,
+    rouge,
+    rouge_parts,
+    sign_flips,
+    wilson,
+)
 
 
 def test_normalized_as_squad_does() -> None:
@@ -47,7 +60,8 @@ def geometric(*parts: float) -> float:
         ("two three one four", "one two three four", geometric(1.0, 2 * 1 / 6, 2 * 3 / 8)),
         ("one two one two", "one two", geometric(2 * 2 / 6, 2 * 1 / 4, 2 * 2 / 6)),
         ("one two", "one two one two", geometric(2 * 2 / 6, 2 * 1 / 4, 2 * 2 / 6)),
-        ("The one, TWO!", "one two", 1.0),
+        ("One--two!", "one TWO", 1.0),
+        ("the one two", "one two", geometric(2 * 2 / 5, 2 * 1 / 3, 2 * 2 / 5)),  # an article is a word
         ("one two", "three four", 0.0),
         ("one", "one", 0.0),  # one word has no neighbours: it is for long answers
         ("", "one two", 0.0),
@@ -62,6 +76,29 @@ def test_rouge(answer: str, gold: str, score: float) -> None:
 def test_rouge_is_of_the_best_gold_answer() -> None:
     assert rouge("one two", ["three four", "one two", "one"]) == pytest.approx(1.0)
     assert rouge("one two", []) == 0.0
+
+
+def test_the_rouge_of_many_answers_is_the_geometric_mean_of_its_parts_means() -> None:
+    wrong, right = rouge_parts("one", ["one two three"]), rouge_parts("one two", ["one two"])
+    assert wrong == (pytest.approx(0.5), 0.0, pytest.approx(0.5))
+    assert overall([wrong, right]) == pytest.approx(geometric(0.75, 0.5, 0.75)), (
+        "a part that is 0 once does not make all of it 0"
+    )
+    assert overall([(0.2,), (0.4,)]) == pytest.approx(0.3), "of one part it is the mean"
+    assert math.isnan(overall([]))
+
+
+def test_each_part_of_rouge_is_of_its_own_best_gold_answer() -> None:
+    assert rouge_parts("one two three", ["one two", "three x one"]) == (
+        pytest.approx(4 / 5), pytest.approx(2 / 3), pytest.approx(4 / 5),
+    )  # fmt: skip
+
+
+def test_the_bootstrap_of_a_figure() -> None:
+    low, high = bootstrap_of([(0.0, 1.0), (1.0, 0.0)] * 20, overall)
+    assert 0.4 < low < 0.5 <= high < 0.6
+    assert bootstrap_of([0.0, 1.0] * 20, mean) == bootstrap([0.0, 1.0] * 20)
+    assert all(math.isnan(end) for end in bootstrap_of([], overall))
 
 
 @given(*[st.lists(st.sampled_from("bcdef"), max_size=8)] * 2)
