@@ -297,12 +297,15 @@ class Storm:
 
 
 def settle(client: Client, truth: Truth) -> None:
-    """Waits until every live document is COMPRESSED and every deleted one erased."""
+    """Waits until every live document is COMPRESSED, every deleted one erased, and what the daemon does by itself done too: it
+    writes the index anew where a kill may have cost it rows."""
     deadline = time.monotonic() + SETTLE_SECONDS
     for name in truth.live:
         client.memory(name.split("/")[1]).documents.wait(name, Stage.COMPRESSED, timeout=deadline - time.monotonic())
     for job in truth.deleted.values():
         client.jobs.wait(job, timeout=deadline - time.monotonic())
+    under_way = {JobState.PENDING, JobState.RUNNING}
+    until(lambda: under_way.isdisjoint(job.state for job in client.jobs.list()), "jobs go on", SETTLE_SECONDS)
 
 
 def check_served(client: Client, truth: Truth, memories: Sequence[str]) -> None:
