@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from memoryd import __version__, config, log
+from memoryd import __version__, collector, config, log
 from memoryd.config import Settings
 from memoryd.errors import MemorydError
 
@@ -69,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
             from memoryd import doctor
 
             return doctor.check(settings)
-        from memoryd.app import Daemon, request_reindex_of_all
+        with collector.loading():
+            from memoryd.app import Daemon, request_reindex_of_all
 
         if arguments.command == "reindex":
             return request_reindex_of_all(settings)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from memoryd import log, screen
+from memoryd import collector, log, screen
 from memoryd.api.admin import AdminServicer
 from memoryd.api.auth import Authenticator, admin_key
 from memoryd.api.documents import DocumentServicer
@@ -264,6 +264,7 @@ class Daemon:
         recompressing = self._background(self._recompress(parts))
         considering = self._background(parts.policy.run())
         stack.push_async_callback(parts.server.stop, 0)
+        collector.keep()  # before anybody waits for an answer
         await parts.server.start()
         await self._health.set(all(self._up.values()))
         screen.show_ready(self._settings, parts.models.info, time.monotonic() - began)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from memoryd import log
+from memoryd import collector, log
 from memoryd.errors import SettingsError
 from memoryd.worker import parent
 from memoryd.worker.client import identity
@@ -116,7 +116,8 @@ async def _serve(arguments: argparse.Namespace) -> int:
     description = pb.DescribeResponse()
 
     def load() -> Runner:
-        runner, facts = _load(arguments)
+        with collector.loading():
+            runner, facts = _load(arguments)
         if arguments.expect not in ("", identity(facts)):
             raise SettingsError(
                 "the files of the model, the compressor or the reader are not those that memoryd started with: restart "
