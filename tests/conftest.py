@@ -16,8 +16,10 @@ from memoryd.store.embedded import MilvusServer, ValkeyServer
 from tests.daemon import DaemonProcess
 from tests.servers import running
 
-# Two processes run the tests: a pool of threads in each of them and in each daemon would mostly wait.
+# Two processes run the tests: a pool of threads in each of them and in each daemon's worker would mostly wait, spinning. The
+# limit holds for those too that ask for a thread on every core, as the worker does: a test of an eval took 40 s and takes 7.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_THREAD_LIMIT", "1")
 
 _KEPT = Path(__file__).resolve().parent.parent / ".run" / "data"
 

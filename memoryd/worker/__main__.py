@@ -171,9 +171,6 @@ async def _first(*futures: asyncio.Future[Any]) -> None:
 
 def main() -> None:
     """Run until SIGTERM."""
-    # Before torch loads OpenMP. Its threads otherwise spin while they wait for each other, and where another process
-    # wants the same cores that was measured to cost tenfold: 20 against 130 tokens/s of prefill, on 2 cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = _arguments()
     log.configure(arguments.log_level, arguments.log_format)
     parent.die_with(arguments.parent)

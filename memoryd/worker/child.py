@@ -48,8 +48,6 @@ class WorkerProcess(ChildProcess):
                     *("--log-level", settings.log_level, "--log-format", "json"),
                 ),
                 run_dir=settings.data_dir,
-                # Threads that wait asleep: spinning ones starve each other as soon as the machine has other work.
-                env={"OMP_WAIT_POLICY": "PASSIVE"},
                 ready=self._describes,
                 start_timeout=_START_SECONDS,
                 stop_timeout=10.0,
