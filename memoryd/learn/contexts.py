@@ -26,8 +26,9 @@ from memoryd.recall.search import Searcher
 MAX_ANSWER_TOKENS = 256
 _QUESTIONS = 6  # of a pack
 _WITHOUT = 7  # one time in so many an example is shown without any context: the memory itself is to know it
-_STRANGER = 2  # in one of so many packs
-_WITHHELD = 4  # and once more, without the evidence, one of so many
+_STRANGER = 2  # to so many questions of a pack there is one
+_APART = 17  # examples between two of them, where they are sought
+_WITHHELD = 4  # one of so many packs comes once more, without the evidence
 _DEEPER = 3  # times as many sources are found as are shown: what is left of them is as many without the evidence
 
 
@@ -77,7 +78,7 @@ class ContextMaker:
             for mode, some in sorted(by_mode.items(), key=lambda item: item[0] or 0):
                 for together in _sharing(some):
                     draw = _hash(together[0].example)[4] + number
-                    strange = stranger(together[0], found, draw) if mode is not None and draw % _STRANGER == 0 else []
+                    strange = self._strangers(together, found, draw) if mode is not None else []
                     self._add(made, tenant, mode, [*together, *strange])
                     if mode is not None and draw % _WITHHELD == 1 and (refused := withheld(together)):
                         self._add(made, tenant, mode, refused)
@@ -98,6 +99,14 @@ class ContextMaker:
         """As an answer to it is given. Blocks."""
         shown = self._assembler.show(tenant, mode, one.sources)
         return shown, self._assembler.prompt(shown, one.example.question, (), max_tokens)
+
+    @staticmethod
+    def _strangers(together: Sequence[Found], found: Sequence[Found], draw: int) -> list[Found]:
+        """To go with these: by the number of questions, since a context that is asked much is answered as often. To a single one
+        there is one or none by turns. Different ones, as far as there are any."""
+        count = (len(together) + (draw + 1) % _STRANGER) // _STRANGER
+        strange = [one for number in range(count) for one in stranger(together[0], found, draw + _APART * number)]
+        return list({one.example.id: one for one in strange}.values())
 
     @staticmethod
     def _mode(example: Example, number: int, modes: Sequence[Mode]) -> Mode | None:
