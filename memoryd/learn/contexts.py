@@ -102,8 +102,8 @@ class ContextMaker:
 
     @staticmethod
     def _strangers(together: Sequence[Found], found: Sequence[Found], draw: int) -> list[Found]:
-        """To go with these: by the number of questions, since a context that is asked much is answered as often. To a single one
-        there is one or none by turns. Different ones, as far as there are any."""
+        """To go with these: by the number of questions, since a context that is asked much is answered as often. To a single
+        one there is one or none by turns. Different ones, as far as there are any."""
         count = (len(together) + (draw + 1) % _STRANGER) // _STRANGER
         strange = [one for number in range(count) for one in stranger(together[0], found, draw + _APART * number)]
         return list({one.example.id: one for one in strange}.values())
