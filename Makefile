@@ -63,7 +63,7 @@ bench-learn: install ## measure finetuning on compressed context against raw tex
 quality: install ## measure answers: make quality DATA=folder [COMPRESSOR=folder, which opens or shuts its gate]
 	@test -n "$(DATA)" || { echo "say where the data is: make quality DATA=folder"; exit 2; }
 	$(BIN)/memoryd eval reader --data "$(DATA)"
-	$(BIN)/memoryd eval compression --data "$(DATA)" $(if $(COMPRESSOR),--compressor "$(COMPRESSOR)") --gate --keep .run/compression-answers.jsonl
+	$(BIN)/memoryd eval compression --data "$(DATA)" $(if $(COMPRESSOR),--compressor "$(COMPRESSOR)" --gate) --keep .run/compression-answers.jsonl
 
 quality-learn: install ## measure learning: make quality-learn DATA=folder [COMPRESSOR=folder] [WORK=folder]; goes on after a stop
 	@test -n "$(DATA)" || { echo "say where the data is: make quality-learn DATA=folder"; exit 2; }

@@ -24,6 +24,7 @@ from memoryd.eval.figures import Row
 from memoryd.running import running_daemon
 
 STARTS = 3
+LOAD = "load of the machine before"
 GROUPS = ("start", "write", "answer", "compress", "search")
 
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = _measure(Path(directory), chosen)
     kept = [r for r in _earlier() if r.name.partition(":")[0] not in (*chosen, "machine")]
     order = ("machine", *GROUPS)
-    every = sorted([*_machine(), *kept, *rows], key=lambda r: order.index(r.name.partition(":")[0]))
+    loads = [row(f"{group}: {LOAD}", _LOAD, "") for group in chosen]
+    every = sorted([*_machine(), *kept, *loads, *rows], key=lambda r: order.index(r.name.partition(":")[0]))
     figures.write("bench", every)
     figures.render_all()
     _say(f"\nTook {time.monotonic() - began:.0f} s. The figures are in docs/figures/bench.json and docs/performance.md.")
@@ -86,7 +88,7 @@ def _said(rows: list[Row]) -> list[Row]:
 
 def _machine() -> list[Row]:
     """What it was measured on: figures of different machines must not be held against each other."""
-    return [row("machine: CPU cores", len(os.sched_getaffinity(0)), "cores"), row("machine: load before", _LOAD, "")]
+    return [row("machine: CPU cores", len(os.sched_getaffinity(0)), "cores")]
 
 
 def _earlier() -> list[Row]:

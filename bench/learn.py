@@ -109,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.exit("the base model cannot be converted: there is not enough memory for it")
         rows = [*machine, *measure(path, plan, deadline=began + options.minutes * 60)]
     print(f"\nTook {time.time() - began:.0f} s.")
-    if not options.tokens:
+    if options.model != EMBEDDED_MODEL:
+        print("docs/figures stays as it is: it shows the embedded base model")
+    elif not options.tokens:
         figures.write("learn-speed", [replace(r, command="make bench-learn") for r in rows])
         figures.render_all()
         print("The figures are in docs/figures/learn-speed.json.")

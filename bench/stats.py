@@ -9,32 +9,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Quantile:
-    """A quantile of `n` samples with its 95 % interval, or the widest that `n` samples can give."""
+    """A quantile of `n` samples with its 95 % interval; without an end that so few samples cannot give."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
 
 def quantile(samples: Sequence[float], q: float, confidence: float = 0.95) -> Quantile:
-    """The q-quantile; the interval is of order statistics: how many samples lie below the true one is binomial(n, q)."""
+    """The q-quantile; the interval is of order statistics (David and Nagaraja 2003, 7.1): how many samples lie below the true
+    one is binomial(n, q), and the k-th smallest is above it where at most k - 1 do."""
     ordered = sorted(samples)
     n = len(ordered)
     tail = (1 - confidence) / 2
     below = 0.0
-    low, high = 0, n - 1
+    low: float | None = None
+    high: float | None = None
     for k in range(n):
-        below += _binomial(n, k, q)  # now P(at most k samples lie below the true quantile)
+        below += _binomial(n, k, q)  # now P(ordered[k] is above the true quantile)
         if below <= tail:
-            low = k + 1
+            low = ordered[k]
         if below >= 1 - tail:
-            high = min(k + 1, n - 1)
+            high = ordered[k]
             break
     position = q * (n - 1)
     floor = int(position)
     value = ordered[floor] + (position - floor) * (ordered[min(floor + 1, n - 1)] - ordered[floor])
-    return Quantile(value, min(ordered[min(low, n - 1)], value), max(ordered[high], value), n)
+    return Quantile(value, low, high, n)
 
 
 def _binomial(n: int, k: int, p: float) -> float:

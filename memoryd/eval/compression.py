@@ -96,8 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     options = _parse(argv)
+    everything = set(options.sets) == set(SETS)
     if options.gate and options.compressor and not is_own(options.compressor):
         print("--gate: a compressor in a published layout has no card to write a verdict into", file=sys.stderr)
+        return 2
+    if options.gate and not everything:
+        print("--gate: a verdict is over all sets: leave --sets out", file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
     bench = _load(options)
@@ -131,9 +135,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gate at {ratio}x: {verdict} {dict(gates[ratio].figures)}", flush=True)
     for row in rows:
         print(f"{row.name:48s} {row.value:.3f} n={row.n}", flush=True)
-    if set(options.sets) == set(SETS) and not options.quick:
-        write(_name(bench), [replace(row, command=_command(options)) for row in rows])
-        render_all()
+    if everything and not options.quick:
+        if name := _name(bench):
+            write(name, [replace(row, command=_command(options)) for row in rows])
+            render_all()
+        else:
+            print("docs/figures stays as it is: it shows the compressor that ships, and this is another one")
     if options.gate and bench.directory:
         card = read_card(bench.directory)
         write_card(bench.directory, replace(card, gates={**card.gates, **gates}))
@@ -159,9 +166,13 @@ def _load(options: argparse.Namespace) -> Bench:
 
 
 def _name(bench: Bench) -> str:
-    """Of the figures: a part of the ratios does not take the place of all."""
+    """Of the figures: a part of the ratios does not take the place of all, nor does another compressor that of the one that
+    ships, for which there are none. Other kinds, of which none ships, have figures of their own."""
     if bench.compressor.name != "pooled":
         return f"compression-{bench.compressor.name}"
+    shipped = compressor_path(bench.base.fingerprint)
+    if bench.directory != shipped and (shipped is None or not _is(bench, shipped)):
+        return ""
     part = "" if set(bench.ratios) == set(RATIOS) else f"-{'-'.join(f'{ratio}x' for ratio in sorted(set(bench.ratios)))}"
     return f"compression{part}"
 
@@ -169,6 +180,15 @@ def _name(bench: Bench) -> str:
 def _fingerprint(bench: Bench, ratio: int) -> str:
     """What the compressor is known by where it is loaded at this ratio."""
     return load_compressor(bench.directory, bench.base, bench.adapters, ratio).fingerprint
+
+
+def _is(bench: Bench, directory: Path) -> bool:
+    """Whether what is measured is the compressor in this directory, with its reader."""
+    other = load_compressor(directory, bench.base, Adapters(bench.base), bench.ratios[0]).fingerprint
+    return (_fingerprint(bench, bench.ratios[0]), bench.readers) == (
+        other,
+        readers_for(directory, bench.base.fingerprint).fingerprint,
+    )
 
 
 def _command(options: argparse.Namespace) -> str:

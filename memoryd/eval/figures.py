@@ -50,7 +50,7 @@ class Row:
 
 def write(name: str, rows: Sequence[Row], docs: Path = DOCS) -> Path:
     """Replace docs/figures/NAME.json by ``rows``, stamped with the commit and the day."""
-    stamp = {"commit": _commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    stamp = {"commit": commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     path = docs / "figures" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     filled = [replace(row, commit=row.commit or stamp["commit"], date=row.date or stamp["date"]) for row in rows]
@@ -163,7 +163,8 @@ def _finite(row: dict[str, object]) -> dict[str, object]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The code's, short."""
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=DOCS.parent, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 

@@ -26,7 +26,7 @@ from memoryd_client import Client, Memory, MemorydError, Mode
 from memoryd import config
 from memoryd.engine.reader import reader_fingerprint
 from memoryd.errors import SettingsError
-from memoryd.eval.figures import Row, render_all, write
+from memoryd.eval.figures import Row, commit, render_all, write
 from memoryd.eval.kept_answers import KeptAnswers
 from memoryd.eval.learning_data import DOCUMENTS, Asked, Questions, load
 from memoryd.eval.learning_rows import (
@@ -41,7 +41,7 @@ from memoryd.eval.learning_rows import (
     study_rows,
 )
 from memoryd.eval.learning_steps import DAYS, Steps
-from memoryd.eval.settled import fingerprint_of_files, settle
+from memoryd.eval.settled import commits, fingerprint_of_files, settle
 from memoryd.learn.asker import asker_path
 from memoryd.running import running_daemon
 
@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(options: argparse.Namespace, say: Say) -> None:
     questions = {name: load(options.data, name, options.ask, options.examples) for name in options.memories}
     settle(options.work, _options(options, questions))
+    code = commits(options.work, commit())
     kept = KeptAnswers(options.work / "kept.jsonl")
     flags = ["--learn-after-tokens", "0"]  # nothing is learned but what is asked for here
     flags += ["--compressor", str(options.compressor)] if options.compressor else []
@@ -100,7 +101,7 @@ def _measure(options: argparse.Namespace, say: Say) -> None:
     if options.quick or set(options.memories) != set(DOCUMENTS):
         say("docs/figures stays as it is: it takes a run of all memories without --quick")
         return
-    write("learning", [replace(row, command=_command(options)) for row in rows])
+    write("learning", [replace(row, command=_command(options), commit=code) for row in rows])
     render_all()
 
 

@@ -68,12 +68,12 @@ def study_rows(name: str, studied: Studied) -> list[Row]:
 
 
 def learned_rows(name: str, arm: str, learned: Learned) -> list[Row]:
-    """Training, and the verdict: the adapter's score on held-out examples against that of what is in use. `met`: it would be
+    """Training, and the verdict: the adapter's score on what it is judged by against that of what is in use. `met`: it would be
     activated. No verdict where too few were held out to score."""
     rows = [Row(f"{name}, {arm}: training", learned.seconds / 60, "minutes", n=learned.examples)]
     if learned.after is not None and learned.before is not None:
         ratio = learned.after / learned.before if learned.before else None
-        verdict = Row(f"{name}, {arm}: judged", learned.after, "score", n=learned.held_out, baseline=learned.before)
+        verdict = Row(f"{name}, {arm}: judged", learned.after, "score", n=learned.judged, baseline=learned.before)
         rows.append(replace(verdict, ratio=ratio, aim="activated: better beyond noise", met=learned.better))
     return rows
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from memoryd_client import Client, Job, JobState, LearnReceipt, Memory, Stage, StudyReceipt
@@ -47,9 +47,11 @@ class Learned:
     better: bool = False
     """Whether it would be served: `learn()` without `keep_inactive` would have activated it."""
     before: float | None = None
-    """Mean score of what is in use, the reader, on held-out examples, 0..1; None where they were too few to score."""
+    """Mean score of what is in use, the reader, 0..1; None where too few examples were held out to score."""
     after: float | None = None
     """That of the adapter."""
+    judged: int = 0
+    """Questions that these are of: the held-out examples, and as many to be refused as go with them."""
 
 
 class Steps:
@@ -102,10 +104,10 @@ class Steps:
         def receipt() -> dict[str, Any]:
             made = self._ended(self._once(f"{arm}/learn requested", request)).receipt
             assert isinstance(made, LearnReceipt)
-            learned = Learned(made.adapter, made.examples, made.held_out, made.seconds, made.verdict)
-            return asdict(learned) | (self._judged(made.adapter) if made.adapter else {})
+            return asdict(Learned(made.adapter, made.examples, made.held_out, made.seconds, made.verdict))
 
-        return Learned(**self._once(f"{arm}/learned", receipt))
+        learned = Learned(**self._once(f"{arm}/learned", receipt))
+        return replace(learned, **self._judged(learned.adapter)) if learned.adapter else learned
 
     def _write(self, title: str, text: str) -> str:
         return str(self._once(f"written/{title}", lambda: self._memory.write(text, title=title).document.name))
@@ -118,7 +120,7 @@ class Steps:
     def _judged(self, adapter: str) -> dict[str, Any]:
         judgement = self._memory.adapters.get(adapter).judgement
         kinds = judgement.kinds if judgement else ()
-        overall = {"before": kinds[0].before, "after": kinds[0].after} if kinds else {}
+        overall = {"before": kinds[0].before, "after": kinds[0].after, "judged": kinds[0].count} if kinds else {}
         return {"better": judgement is not None and judgement.better, **overall}
 
     def _ended(self, job: str) -> Job:

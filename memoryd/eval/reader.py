@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.out.write_text(json.dumps(said, indent=1))
     for row in rows:
         print(f"{row.name:60s} {row.value:.3f} [{row.low:.3f}, {row.high:.3f}] n={row.n}")
-    if not options.quick:
+    if options.reader or options.model != EMBEDDED_MODEL:
+        print("docs/figures stays as it is: it shows the reader that ships")
+    elif not options.quick:
         write("reader", rows)
         render_all()
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from memoryd.errors import SettingsError
 
 FILE = "run.json"
+_COMMIT = "commit"
 
 
 def settle(work: Path, facts: Mapping[str, str]) -> None:
@@ -27,6 +28,16 @@ def settle(work: Path, facts: Mapping[str, str]) -> None:
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps({**known, **facts}, indent=1) + "\n")
     beside.replace(path)
+
+
+def commits(work: Path, now: str) -> str:
+    """The commit that the run began with, and up to which it went on, `now`: what was made and answered is of these. Which code
+    decides a figure nobody can tell by its files, so a run may go on with newer code, and its figures say so."""
+    path = work / _COMMIT
+    if not path.exists():
+        path.write_text(now)
+    first = path.read_text()
+    return now if first == now else f"{first}..{now}"
 
 
 def fingerprint_of_files(directory: Path) -> str:

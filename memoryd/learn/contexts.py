@@ -77,7 +77,7 @@ class ContextMaker:
                 by_mode.setdefault(self._mode(one.example, number, modes), []).append(one)
             for mode, some in sorted(by_mode.items(), key=lambda item: item[0] or 0):
                 for together in _sharing(some):
-                    draw = _hash(together[0].example)[4] + number
+                    draw = int.from_bytes(_hash(together[0].example)[4:8]) + number
                     strange = self._strangers(together, found, draw) if mode is not None else []
                     self._add(made, tenant, mode, [*together, *strange])
                     if mode is not None and draw % _WITHHELD == 1 and (refused := withheld(together)):

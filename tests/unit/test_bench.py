@@ -1,8 +1,9 @@
 """The benchmarks' statistics: what an interval covers, and what a row says."""
 
-import random
+import math
 from pathlib import Path
 
+import pytest
 import torch
 
 from bench.compress import CHUNKS, RANK, as_trained, stored_of_the_book
@@ -18,17 +19,37 @@ from tests.tiny_models import make_tiny_model
 
 def test_the_median_of_few() -> None:
     assert median([3.0, 1.0, 2.0]).value == 2.0
-    assert median([5.0]) == quantile([5.0], 0.99)
+    assert median([5.0]).value == quantile([5.0], 0.99).value == 5.0
 
 
-def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
-    chosen = random.Random(1)
-    intervals = [median([chosen.random() for _ in range(25)]) for _ in range(500)]
-    assert 0.92 < sum(i.low <= 0.5 <= i.high for i in intervals) / 500 <= 1.0
+@pytest.mark.parametrize("q", [0.5, 0.9])
+@pytest.mark.parametrize("n", [6, 7, 12, 25, 30, 80])
+def test_an_interval_misses_the_quantile_at_each_end_no_oftener_than_it_says(n: int, q: float) -> None:
+    """Of samples 0, 1, 2 … an end is the number of samples below it, of which the true quantile has binomial(n, q)."""
+    chances = [math.comb(n, k) * q**k * (1 - q) ** (n - k) for k in range(n + 1)]
+    made = quantile(list(range(n)), q)
+    if made.low is not None:
+        assert sum(chances[: int(made.low) + 1]) <= 0.025, "else fewer samples lie below the true one"
+        assert sum(chances[: int(made.low) + 2]) > 0.025, "and it is no wider than it must be"
+    if made.high is not None:
+        assert sum(chances[int(made.high) + 1 :]) <= 0.025
+        assert sum(chances[int(made.high) :]) > 0.025
+    assert (made.low is None) == (chances[0] > 0.025)
+    assert (made.high is None) == (chances[n] > 0.025)
+
+
+def test_few_samples_have_no_interval() -> None:
+    for few in ([1.0], [1.0, 2.0], [1.0, 2.0, 3.0, 4.0, 5.0]):
+        assert (median(few).low, median(few).high) == (None, None)
+    six = median([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert (six.low, six.high) == (1.0, 6.0)
+    assert quantile([float(n) for n in range(300)], 0.99).high is None, "the 99th percentile takes more"
 
 
 def test_many_samples_do_not_overflow() -> None:
-    assert 0.45 < median([n / 5000 for n in range(5000)]).low < 0.5
+    low = median([n / 5000 for n in range(5000)]).low
+    assert low is not None
+    assert 0.45 < low < 0.5
 
 
 def test_texts_are_new_each_time_and_of_the_size_asked_for() -> None:

@@ -22,6 +22,7 @@ from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import load_base_model
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
+from memoryd.eval import compression
 from memoryd.eval.arms import AT_A_RATIO, FIXED, INT8, show, slots
 from memoryd.eval.choices import choose
 from memoryd.eval.compression_data import SETS, Case, cases
@@ -188,15 +189,19 @@ def test_answers_are_those_of_the_model(path: Path) -> None:
     assert answers(base, base.model, tokenizer, prompts, 6, 2) == wanted
 
 
-def test_it_measures_and_writes_the_verdict(data: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_measures_and_writes_the_verdict(
+    data: Path, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "write", None)  # the figures are those of what ships
     base = load_base_model(path)
     adapters = Adapters(base)
     adapters.create(ENCODER, rank=2, alpha=2)
     pooled.save(tmp_path, base, "tiny", adapters, Projector.untrained(base.d_model, pooled.vocabulary_of(base)), {})
-    sizes = ["--limit", "1", "--texts", "2", "--chunks", "1", "--ratios", "8", "--quick", "--gate"]
+    sizes = ["--limit", "1", "--texts", "2", "--chunks", "1", "--ratios", "8", "--gate"]
     where = ["--base", str(path), "--data", str(data), "--compressor", str(tmp_path)]
     assert main(["eval", "compression", *where, *sizes]) == 0
     said = capsys.readouterr().out
+    assert "docs/figures stays as it is" in said
     for name in (
         *(f"{arm}: F1" for arm in FIXED),
         *(f"{arm} at 8x: F1" for arm in AT_A_RATIO),
@@ -222,9 +227,13 @@ def test_it_measures_and_writes_the_verdict(data: Path, path: Path, tmp_path: Pa
     assert gate.figures["questions"] == 5
     assert not gate.passed
     assert (gate.compressor, gate.reader) == (load_compressor(tmp_path, base, Adapters(base), 8).fingerprint, "")
-    assert main(["eval", "compression", *where, *sizes, "--sets", "squad", "--texts", "1", "--no-int8"]) == 0
+    assert main(["eval", "compression", *where, *sizes[:-1], "--sets", "squad", "--texts", "1", "--no-int8"]) == 0
     assert "int8 at 8x" not in capsys.readouterr().out
     assert main(["eval", "nothing"]) == 2
+    before = (tmp_path / "config.json").read_bytes()
+    assert main(["eval", "compression", *where, *sizes, "--sets", "squad"]) == 2
+    assert "a verdict is over all sets" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_bytes() == before
 
 
 def test_kept_answers_are_not_asked_for_again_and_not_taken_for_others(
@@ -262,10 +271,10 @@ def test_a_compressor_of_another_kind_is_measured_at_its_own_ratio(
     base = load_base_model(path)
     settings = SlotSettings("icae", segment=64, accumulate=False)
     save(tmp_path, base, "tiny", Adapters(base), LearnedTokens(torch.randn(8, base.d_model)), settings, {})
-    sizes = ["--limit", "1", "--texts", "1", "--chunks", "1", "--sets", "squad", "--quick", "--gate"]
+    sizes = ["--limit", "1", "--texts", "1", "--chunks", "1", "--quick", "--gate"]
     assert main(["eval", "compression", "--base", str(path), "--data", str(data), "--compressor", str(tmp_path), *sizes]) == 0
     said = capsys.readouterr().out
     assert "compressed at 8x: F1" in said
     assert re.search(r"slots at 8x +8\.000", said)
     assert "at 4x" not in said
-    assert read_card(tmp_path).gates[8].figures["questions"] == 1
+    assert read_card(tmp_path).gates[8].figures["questions"] == 5

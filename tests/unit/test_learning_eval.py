@@ -18,7 +18,7 @@ from memoryd.eval.kept_answers import KeptAnswers
 from memoryd.eval.learning_data import DOCUMENTS, Asked, load
 from memoryd.eval.learning_rows import Pair, gained, headline, learned_rows, refusal_row, score_rows, scores_of, stratified
 from memoryd.eval.learning_steps import Learned
-from memoryd.eval.settled import fingerprint_of_files, settle
+from memoryd.eval.settled import commits, fingerprint_of_files, settle
 from memoryd.recall.prompt import REFUSAL
 from tests.unit.test_learning_steps import Daemon, Fake
 
@@ -121,6 +121,12 @@ def test_a_run_goes_on_only_with_what_it_was_begun_with(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="questions of squad was a, is c"):
         settle(work, {"--ask": "2", "questions of squad": "c"})
     settle(work, {"--ask": "2", "questions of squad": "a", "questions of qasper": "b"})
+
+
+def test_figures_are_of_the_code_that_a_run_began_with_to_that_which_ended_it(tmp_path: Path) -> None:
+    assert commits(tmp_path, "aaa") == "aaa"
+    assert commits(tmp_path, "bbb") == "aaa..bbb"
+    assert commits(tmp_path, "aaa") == "aaa"
 
 
 def test_what_an_earlier_version_kept_is_not_taken_up(tmp_path: Path) -> None:
@@ -283,7 +289,9 @@ def test_an_adapter_that_merely_stops_refusing_is_seen() -> None:
 
 
 def test_a_verdict_is_a_figure_where_there_is_one() -> None:
-    training, verdict = learned_rows("squad", "supplied", Learned("a", 64, 16, 120.0, "better", True, 0.4, 0.5))
+    training, verdict = learned_rows("squad", "supplied", Learned("a", 64, 16, 120.0, "better", True, 0.4, 0.5, 24))
     assert (training.value, training.n) == (2.0, 64)
-    assert (verdict.value, verdict.baseline, verdict.n, verdict.met) == (0.5, 0.4, 16, True)
+    assert (verdict.value, verdict.baseline, verdict.n, verdict.met) == (0.5, 0.4, 24, True), (
+        "those to be refused are judged by, too"
+    )
     assert len(learned_rows("squad", "self-study", Learned("a", 4, 1, 9.0, "too few are held out"))) == 1

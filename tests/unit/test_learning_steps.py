@@ -166,7 +166,7 @@ def test_each_adapter_learns_from_its_own_examples(tmp_path: Path) -> None:
     names, studied, first, second = go(daemon, tmp_path)
     assert names == {"One": "documents/0", "Two": "documents/1"}
     assert studied == Studied(passages=5, questions=4, examples=2, seconds=0.0)
-    assert first == Learned("adapters/operations/1", 2, 9, 60.0, "v", True, 0.4, 0.5)
+    assert first == Learned("adapters/operations/1", 2, 9, 60.0, "v", True, 0.4, 0.5, 9)
     assert isinstance(second, Learned)
     assert second.adapter == "adapters/operations/2"
     own = {"studied operations/0 0?", "studied operations/0 1?"}
