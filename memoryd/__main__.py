@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         help_ = f"memoryd {arguments.command} --help"
         print(f"memoryd {arguments.command}: no such setting: {rest[0]} (see {help_})", file=sys.stderr)
         return EX_CONFIG
+    os.umask(0o077)  # what is kept is for this user alone, whoever made the data directory
     try:
         settings = _settings(arguments)
         log.configure(settings.log_level, settings.log_format)

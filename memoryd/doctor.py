@@ -73,6 +73,8 @@ def _data(data_dir: Path) -> str:
         probe.unlink()
     except OSError as error:
         raise Problem(f"{data_dir} can't be written ({error.strerror}): choose another with --data-dir") from None
+    if data_dir.stat().st_mode & 0o077:
+        raise Problem(f"{data_dir} is open to other users of this machine, with all that it holds: chmod -R go= {data_dir}")
     free = shutil.disk_usage(data_dir).free
     if free < _NEEDED_BYTES:
         raise Problem(f"{data_dir} has {free >> 20} MiB left: free at least {_NEEDED_BYTES >> 20} MiB")

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from memoryd.api.caller import Caller
 from memoryd.core import DEFAULT_TENANT
-from memoryd.errors import Unauthenticated
+from memoryd.errors import SettingsError, Unauthenticated
 from memoryd.store.base import Ledger
 
 KEY_PREFIX = "mk_"
 ADMIN_PREFIX = "mk_admin_"
+_SHORTEST = 32  # characters that an admin key has, whoever made it
 
 
 def hash_secret(secret: str) -> str:
@@ -29,23 +30,50 @@ def new_secret(prefix: str = KEY_PREFIX) -> str:
 
 
 def admin_key(data_dir: Path) -> str:
-    """Reads data_dir/admin.key, made at the first start with 256 random bits and readable by its owner only."""
+    """Reads data_dir/admin.key, made at the first start with 256 random bits and readable by its owner only.
+
+    SettingsError where it can't be made, or holds no key: what a full disk, or a power cut, left of it would let nobody in.
+    """
     path = data_dir / "admin.key"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
+        if not path.exists():
+            _make(path)
+        secret = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"auth: {path} can't be made or read ({error}): see to it and start again") from None
+    if len(secret) < _SHORTEST:
+        raise SettingsError(
+            f"auth: {path} holds no admin key, it was cut off or edited: remove it and start again, which makes a new one; "
+            "tenants and their keys stay"
+        )
+    return secret
+
+
+def _make(path: Path) -> None:
+    """Whole or not at all: written beside it first."""
+    building = path.with_suffix(".new")
+    building.unlink(missing_ok=True)
+    descriptor = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(new_secret(ADMIN_PREFIX) + "\n")
-    return path.read_text().strip()
+        file.flush()
+        os.fsync(descriptor)
+    building.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 class Authenticator:
-    """Resolves a call's metadata to its caller. Without an `admin_secret` no keys are asked for: all are tenant `default`."""
+    """Resolves a call's metadata to its caller. Where `admin_secret` is None no keys are asked for: all are `default`."""
 
     def __init__(self, ledger: Ledger, admin_secret: str | None) -> None:
+        if admin_secret == "":
+            raise ValueError("an empty admin key is none")
         self._ledger = ledger
-        self._admin_hash = hash_secret(admin_secret) if admin_secret else None
+        self._admin_hash = None if admin_secret is None else hash_secret(admin_secret)
 
     async def resolve(self, metadata: Mapping[str, str | bytes]) -> Caller:
         """Unauthenticated: no key, a wrong one, a revoked one; the message does not say which of the last two."""

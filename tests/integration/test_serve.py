@@ -149,6 +149,19 @@ def test_a_port_that_is_taken_is_refused_by_its_setting(small: DaemonProcess, tm
     assert small.serving()
 
 
+# --- what is kept is for one user alone ---
+
+
+def test_no_other_account_can_read_what_is_kept(small: DaemonProcess) -> None:
+    """Whoever made the data directory, and however."""
+    with Client(small.target) as client:
+        client.memory("private", create=True).write(CLOCK).wait(Stage.COMPRESSED)
+    kept = [path for path in small.data_dir.rglob("*") if path.relative_to(small.data_dir).parts[0] != "models"]
+    open_to_others = [path for path in kept if path != small.log and path.lstat().st_mode & 0o077]
+    assert {"ledger.db", "blobs", "milvus"} <= {path.name for path in kept}
+    assert open_to_others == []
+
+
 # --- index and cache may be lost at any time ---
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from memoryd.api.auth import ADMIN_PREFIX, KEY_PREFIX, Authenticator, admin_key, hash_secret, new_secret
 from memoryd.api.caller import Caller
 from memoryd.core import DEFAULT_TENANT
-from memoryd.errors import Unauthenticated
+from memoryd.errors import SettingsError, Unauthenticated
 from memoryd.store.ledger import SqlLedger
 
 ADMIN = new_secret(ADMIN_PREFIX)
@@ -86,3 +87,28 @@ def test_the_admin_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) 
     assert first.startswith(ADMIN_PREFIX)
     assert admin_key(tmp_path) == first
     assert (tmp_path / "admin.key").stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["admin.key"]
+
+
+@pytest.mark.parametrize("left", ["", "\n", "mk_admin_short"])
+def test_what_a_full_disk_left_of_the_admin_key_opens_nothing(tmp_path: Path, left: str) -> None:
+    (tmp_path / "admin.key").write_text(left)
+    with pytest.raises(SettingsError, match=r"holds no admin key.*remove it and start again"):
+        admin_key(tmp_path)
+
+
+def test_an_admin_key_that_was_not_written_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("memoryd.api.auth.os.fsync", full)
+    with pytest.raises(SettingsError, match="No space left"):
+        admin_key(tmp_path)
+    assert not (tmp_path / "admin.key").exists()
+    monkeypatch.undo()
+    assert admin_key(tmp_path).startswith(ADMIN_PREFIX), "once there is room"
+
+
+def test_an_empty_admin_key_is_not_taken_for_none(ledger: SqlLedger) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        Authenticator(ledger, "")

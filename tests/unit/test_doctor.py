@@ -33,6 +33,14 @@ def test_a_full_disk_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         doctor._data(tmp_path)
 
 
+def test_a_data_directory_that_others_can_read_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
+    with pytest.raises(doctor.Problem, match=r"open to other users.*chmod -R go= "):
+        doctor._data(tmp_path / "data")
+    (tmp_path / "data").chmod(0o700)
+    assert "free" in doctor._data(tmp_path / "data")
+
+
 def test_a_data_directory_that_is_a_file_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(doctor.Problem, match="--data-dir"):
