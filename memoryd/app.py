@@ -194,7 +194,8 @@ class Daemon:
         assembler = Assembler(ledger, embeddings, models, settings.max_context_tokens)
         adapters = AdapterStore(ledger, blobs, cache, models)
         answers = AnswersUnderWay()
-        answerer = Answerer(ledger, searcher, assembler, adapters, models, usage, answers, settings.max_answers)
+        many = settings.auth == "keys"  # else everyone is the one tenant `default`
+        answerer = Answerer(ledger, searcher, assembler, adapters, models, usage, answers, settings.max_answers, many)
         writer = DocumentWriter(ledger, blobs, settings.max_document_bytes)
         secret = admin_key(settings.data_dir) if settings.auth == "keys" else None
         servicers = {

@@ -106,7 +106,12 @@ class Settings(BaseModel):
 
     max_document_bytes: Annotated[int, Field(ge=1 << 20, description="largest upload")] = 256 << 20
     max_context_tokens: Annotated[int, Field(ge=128, description="prompt budget of an answer, in tokens")] = 2048
-    max_answers: Annotated[int, Field(ge=1, le=4096, description="answers at a time; more are turned away")] = 64
+    max_answers: Annotated[
+        int,
+        Field(
+            ge=1, le=4096, description="answers at a time; more are turned away; with keys an eighth is left to other tenants"
+        ),
+    ] = 64
     job_slots: Annotated[int, Field(ge=1, le=64, description="jobs worked on at a time")] = 4
     job_attempts: Annotated[int, Field(ge=1, le=100, description="tries before a job is dead")] = 8
     job_lease_seconds: Annotated[float, Field(ge=1, description="after this a silent job is taken over")] = 10.0

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -23,6 +22,9 @@ from memoryd.store.base import Ledger
 SLICE_SECONDS = 15.0  # a job that has worked this long goes to the end of the queue
 POLL_SECONDS = 0.5  # how often the ledger is asked for work that nobody announced: retries, leases of the dead
 MAX_BACKOFF_SECONDS = 30.0
+WATCH_SECONDS = 1.0  # how often the ledger is asked for a watched job that nobody announced: what other processes change
+MOST_ASKED = 100  # times a second, for all watched jobs: the more they are, the less often for each, or nothing else is done
+MAX_WATCHES = 1000  # of one tenant, at a time
 _FATAL = (
     "the worker ended each of the last {lost} times that it worked on this: logs/worker.log in the data directory may say why; "
     "where it does not, the machine had most likely no memory left. Mend that and retry the job, or delete what it is for"
@@ -88,6 +90,38 @@ class Progress:
 Handler = Callable[[Job, Progress], Awaitable[Receipt]]
 
 
+class _Watched:
+    """A job that is watched: the ledger is asked once for all its watchers, however many they are."""
+
+    def __init__(self, read: Callable[[], Awaitable[Job]]) -> None:
+        self.watchers = 0
+        self.latest: Job | None = None
+        self.changed = asyncio.Event()
+        self._read = read
+        self._reading = asyncio.Lock()
+        self._next: asyncio.Task[Job] | None = None
+
+    async def ask(self, pause: float) -> Job:
+        """The job after its next change, or after so long. It is read after this call, never before."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._ask(pause))
+        return await asyncio.shield(self._next)  # one watcher that goes away does not take it from the others
+
+    def end(self) -> None:
+        """Nobody watches any more."""
+        if self._next is not None:
+            self._next.cancel()
+
+    async def _ask(self, pause: float) -> Job:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.changed.wait(), pause)
+        async with self._reading:
+            self._next = None  # who asks from here on must not be told what was read before
+            self.changed.clear()
+            self.latest = await self._read()
+            return self.latest
+
+
 class JobRunner:
     """Works on due jobs of all tenants, `slots` at a time.
 
@@ -109,7 +143,7 @@ class JobRunner:
         self._handlers: Mapping[JobKind, Handler] = {}
         self._wake = asyncio.Event()
         self._running: dict[asyncio.Task[None], Progress] = {}
-        self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._watched: dict[tuple[str, str], _Watched] = {}
         self._draining = False
         self._suspect = asyncio.Lock()  # held by the one job that runs of those that a worker was lost over
         self._log = log.get("jobs")
@@ -171,28 +205,47 @@ class JobRunner:
         for progress in self._running.values():
             if progress.job.id == job_id and progress.job.tenant == tenant:
                 progress.stopped = True
-        self._publish(job_id)
+        self._publish(tenant, job_id)
         return job
 
     async def watch(self, tenant: str, job_id: str) -> AsyncGenerator[Job, None]:
-        """The job now, then after each change, until it has ended. NotFound."""
-        changed, seen = asyncio.Event(), None
-        self._watchers[job_id].add(changed)
-        try:
+        """The job now, then after each change, until it has ended. NotFound; ResourceExhausted (too many watches)."""
+        with self._watching(tenant, job_id) as watched:
+            watched.changed.set()  # nothing has, but a new watcher does not wait for that
+            job, seen = await self._ask(watched), None
             while True:
-                changed.clear()
-                job = self._live(await asyncio.to_thread(self._ledger.get_job, tenant, job_id))
                 if job != seen:
                     yield job
                     seen = job
                 if job.state.ended:
                     return
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), 1.0)
+                missed = watched.latest if watched.latest != seen else None  # while the watcher was busy with the last
+                job = missed or await self._ask(watched)
+
+    @contextlib.contextmanager
+    def _watching(self, tenant: str, job_id: str) -> Iterator[_Watched]:
+        watches = sum(watched.watchers for (of, _), watched in self._watched.items() if of == tenant)
+        if watches >= MAX_WATCHES:
+            raise ResourceExhausted(
+                f"{watches} watches of jobs are open, as many as a tenant may have: end some, or ask with GetOperation",
+                reason="TOO_MANY_WATCHES",
+            )
+        key = (tenant, job_id)
+        watched = self._watched.setdefault(key, _Watched(lambda: self._read(*key)))
+        watched.watchers += 1
+        try:
+            yield watched
         finally:
-            self._watchers[job_id].discard(changed)
-            if not self._watchers[job_id]:
-                del self._watchers[job_id]
+            watched.watchers -= 1
+            if not watched.watchers:
+                watched.end()
+                del self._watched[key]
+
+    def _ask(self, watched: _Watched) -> Awaitable[Job]:
+        return watched.ask(max(WATCH_SECONDS, len(self._watched) / MOST_ASKED))
+
+    async def _read(self, tenant: str, job_id: str) -> Job:
+        return self._live(await asyncio.to_thread(self._ledger.get_job, tenant, job_id))
 
     def _live(self, job: Job) -> Job:
         """The ledger's row with the progress that it does not have yet."""
@@ -215,19 +268,19 @@ class JobRunner:
         else:
             running.owner = owner
 
-    def _publish(self, job_id: str) -> None:
-        for event in self._watchers.get(job_id, ()):
-            event.set()
+    def _publish(self, tenant: str, job_id: str) -> None:
+        if watched := self._watched.get((tenant, job_id)):
+            watched.changed.set()
 
     def _start(self, job: Job, owner: str) -> None:
-        progress = Progress(job, lambda: self._publish(job.id), owner)
+        progress = Progress(job, lambda: self._publish(job.tenant, job.id), owner)
         task = asyncio.create_task(self._work(job, progress), name=f"job {job.id}")
         self._running[task] = progress
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         progress = self._running.pop(task)
-        self._publish(progress.job.id)
+        self._publish(progress.job.tenant, progress.job.id)
         self._wake.set()
 
     async def _work(self, job: Job, progress: Progress) -> None:

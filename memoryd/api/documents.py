@@ -11,7 +11,7 @@ from google.longrunning import operations_pb2
 from memoryd import core
 from memoryd.api import convert
 from memoryd.api.caller import tenant
-from memoryd.api.pages import USUAL, fitting
+from memoryd.api.pages import fitting
 from memoryd.compress.conversation import render_conversation
 from memoryd.errors import InvalidArgument
 from memoryd.jobs import JobRunner
@@ -88,14 +88,15 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
             convert.replaced(header),
         )
         try:
-            async for piece in request_iterator:
+            sha256 = ""
+            async for piece in request_iterator:  # to its end, not to the trailer: only there the key is known to be still good
+                if sha256 or piece.HasField("header"):
+                    raise InvalidArgument("an upload has one header, then data, then the trailer", reason="UPLOAD_ORDER")
                 if piece.HasField("trailer"):
                     sha256 = piece.trailer.sha256
-                    break
-                if not piece.HasField("data"):
-                    raise InvalidArgument("an upload has one header, then data, then the trailer", reason="UPLOAD_ORDER")
-                await asyncio.to_thread(upload.write, piece.data)
-            else:
+                else:
+                    await asyncio.to_thread(upload.write, piece.data)
+            if not sha256:
                 raise InvalidArgument(
                     "the upload ended without its trailer: nothing was stored, upload again", reason="UPLOAD_TRUNCATED"
                 )
@@ -124,13 +125,14 @@ class DocumentServicer(memory_pb2_grpc.DocumentServiceServicer):
         return convert.document(document, data.decode("utf-8", "strict" if whole else "ignore"), truncated=not whole)
 
     async def ListDocuments(self, request: memory_pb2.ListDocumentsRequest, context: Any) -> memory_pb2.ListDocumentsResponse:
-        async def read(size: int) -> memory_pb2.ListDocumentsResponse:
-            memory = convert.last(request.parent)
-            page = await asyncio.to_thread(self._ledger.list_documents, tenant(), memory, size, request.page_token)
-            documents = [convert.document(d) for d in page.items]
-            return memory_pb2.ListDocumentsResponse(documents=documents, next_page_token=page.next_token)
-
-        return await fitting(request.page_size or USUAL, read)
+        memory = convert.last(request.parent)
+        return await fitting(
+            request.page_size,
+            lambda size: self._ledger.list_documents(tenant(), memory, size, request.page_token),
+            lambda page: memory_pb2.ListDocumentsResponse(
+                documents=[convert.document(d) for d in page.items], next_page_token=page.next_token
+            ),
+        )
 
     async def DeleteDocument(self, request: memory_pb2.DeleteDocumentRequest, context: Any) -> operations_pb2.Operation:
         memory, document = convert.child_ids(request.name)

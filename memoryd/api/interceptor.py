@@ -1,13 +1,17 @@
-"""What happens around every call: request id, caller, validation, errors to statuses, one log line."""
+"""What happens around every call: request id, caller, validation, room for uploads, errors to statuses, one log line."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import protovalidate
@@ -19,12 +23,41 @@ from grpc_status import rpc_status
 from memoryd import log
 from memoryd.api import caller
 from memoryd.api.auth import Authenticator
-from memoryd.errors import InvalidArgument, MemorydError
+from memoryd.errors import Cancelled, InvalidArgument, MemorydError, ResourceExhausted, Unavailable
 
 _OPEN = ("/grpc.health.v1.", "/grpc.reflection.")  # no key needed, nothing of a tenant in them
 _DOMAIN = "memoryd"
-_MOST_VIOLATIONS = 16  # that are named: a status travels in metadata, of which gRPC takes 8 KiB
+# A status travels in metadata, of which gRPC takes 8 KiB for certain. What is said of violations is in it three times: as the
+# message, and in the details, which travel as base64, as the message again and field by field.
+_MOST_SAID = 1536  # bytes, as they travel
 _LONGEST_KEY = 32  # characters of a map's key
+_PLAIN = bytes(range(0x20, 0x7F)).replace(b"%", b"").decode()  # travels in a message as it is, all else percent-encoded
+# An upload holds a temporary file or memory, and a daemon may have no more than 256 files open: not all of them for uploads.
+_UPLOADS = 128  # under way at a time
+_UPLOADS_OF_ONE = 32  # of them one tenant's, which cannot take all places alone
+_SILENCE_SECONDS = 300.0  # between two pieces: a source may be slow, but one that is gone must not hold its place for ever
+_KEY_SECONDS = 1.0  # for which a key that was looked up counts as good in a stream: a look-up is one read of the ledger
+
+
+class _Key:
+    """The key of a call that may be open for hours: it is looked up again meanwhile, so that one that is revoked ends it."""
+
+    def __init__(self, resolve: Callable[[], Awaitable[caller.Caller]]) -> None:
+        self._resolve = resolve
+        self._looked_up = time.monotonic()
+
+    async def check(self, now: bool = False) -> None:
+        """Unauthenticated where it was revoked. Looks it up where that was not done within the last second, or `now`.
+
+        A ledger that cannot be asked has revoked nothing: what streams goes on meanwhile. Asked `now`, it must answer."""
+        if not now and time.monotonic() - self._looked_up < _KEY_SECONDS:
+            return
+        try:
+            await self._resolve()
+        except (Unavailable, ResourceExhausted):
+            if now:
+                raise
+        self._looked_up = time.monotonic()
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -32,6 +65,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, authenticator: Authenticator) -> None:
         self._authenticator = authenticator
+        self._uploads: Counter[str] = Counter()  # under way, by tenant
         self._log = log.get("api")
 
     async def intercept_service(
@@ -58,33 +92,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_stream:
 
             async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-                async with self._around(method, context):
+                async with self._around(method, context) as key:
                     validate(request)
                     async with contextlib.aclosing(handler.unary_stream(request, context)) as responses:
                         async for response in responses:
+                            await key.check()
                             yield response
 
             return grpc.unary_stream_rpc_method_handler(stream, **codec)
 
         async def upload(requests: AsyncIterator[Any], context: Any) -> Any:
-            async with self._around(method, context):
-                return await handler.stream_unary(_validated(requests), context)
+            async with self._around(method, context) as key:
+                with self._place():
+                    return await handler.stream_unary(_received(requests, key), context)
 
         return grpc.stream_unary_rpc_method_handler(upload, **codec)
 
     @contextlib.asynccontextmanager
-    async def _around(self, method: str, context: Any) -> AsyncIterator[None]:
+    async def _around(self, method: str, context: Any) -> AsyncIterator[_Key]:
         metadata = dict(context.invocation_metadata() or ())
         request_id = str(metadata.get("x-request-id", ""))[:128] or secrets.token_hex(8)
         began, outcome = time.perf_counter(), "OK"
         # Bound without a reset: each call has a task, and so a context, of its own.
         structlog.contextvars.bind_contextvars(request_id=request_id, method=method)
         try:
-            who = await self._authenticator.resolve(metadata)
+            resolve = functools.partial(self._authenticator.resolve, metadata)
+            key, who = _Key(resolve), await resolve()
             caller.enter(who)
             structlog.contextvars.bind_contextvars(tenant=who.tenant or "(admin)")
             context.set_trailing_metadata((("x-request-id", request_id),))
-            yield
+            yield key
         except MemorydError as error:
             outcome = error.code.name
             await context.abort_with_status(rpc_status.to_status(status_of(error, request_id)))
@@ -102,6 +139,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         finally:
             self._log.info("call", outcome=outcome, ms=round((time.perf_counter() - began) * 1000, 2))
 
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """For one upload more of the caller's. ResourceExhausted where it, or all callers together, have too many."""
+        who = caller.current().tenant
+        if self._uploads[who] >= _UPLOADS_OF_ONE or self._uploads.total() >= _UPLOADS:
+            raise ResourceExhausted(
+                f"{self._uploads[who]} of your uploads are under way: a tenant may have {_UPLOADS_OF_ONE} at a time, "
+                f"and all together {_UPLOADS}. Let one end, then try again",
+                reason="TOO_MANY_UPLOADS",
+            )
+        self._uploads[who] += 1
+        try:
+            yield
+        finally:
+            self._uploads[who] -= 1
+
 
 def validate(request: Any) -> None:
     """Applies the proto's own rules. InvalidArgument names the fields that break one, the first of many, and how; never
@@ -109,18 +162,40 @@ def validate(request: Any) -> None:
     violations = protovalidate.collect_violations(request)
     if not violations:
         return
-    fields = [(_path(v.proto.field), v.proto.message) for v in violations[:_MOST_VIOLATIONS]]
-    more = len(violations) - len(fields)
-    said = [f"{field}: {why}" if field else why for field, why in fields] + ([f"and {more} more"] if more else [])
+    fields, said, room = list[tuple[str, str]](), list[str](), _MOST_SAID
+    for violation in violations:
+        field, why = _path(violation.proto.field), violation.proto.message
+        saying = f"{field}: {why}" if field else why
+        room -= len(quote(saying, safe=_PLAIN))
+        if room < 0:
+            said.append(f"and {len(violations) - len(fields)} more")
+            break
+        fields.append((field, why))
+        said.append(saying)
     error = InvalidArgument("; ".join(said), reason="INVALID_FIELD")
     error.violations = fields
     raise error
 
 
-async def _validated(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
+async def _received(requests: AsyncIterator[Any], key: _Key) -> AsyncIterator[Any]:
+    """The pieces of an upload. It ends only where the key is still good: what was sent with a revoked one is not stored."""
+    while (request := await _next(requests)) is not None:
+        await key.check()
         validate(request)
         yield request
+    await key.check(now=True)
+
+
+async def _next(requests: AsyncIterator[Any]) -> Any:
+    """The next piece, None at the end. Cancelled where it does not come."""
+    try:
+        async with asyncio.timeout(_SILENCE_SECONDS):
+            return await anext(requests, None)
+    except TimeoutError:
+        raise Cancelled(
+            f"nothing of the upload came for {_SILENCE_SECONDS:.0f} seconds: nothing was stored, upload again",
+            reason="UPLOAD_SILENT",
+        ) from None
 
 
 def _path(field: Any) -> str:
@@ -131,10 +206,8 @@ def _path(field: Any) -> str:
         subscript = element.subscript
         out += ("." if out else "") + element.field_name
         if subscript is not None:
-            value = subscript.value
-            out += (
-                f'["{value[:_LONGEST_KEY]}"]' if isinstance(value, str) else f"[{value}]"
-            )  # a key of a map, or a place in a list
+            value = subscript.value  # a key of a map, or a place in a list
+            out += f"[{json.dumps(value[:_LONGEST_KEY]) if isinstance(value, str) else value}]"
     return out
 
 

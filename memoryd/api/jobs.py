@@ -12,7 +12,7 @@ from google.protobuf import empty_pb2
 
 from memoryd.api import convert
 from memoryd.api.caller import tenant
-from memoryd.api.pages import USUAL
+from memoryd.api.pages import fitting
 from memoryd.errors import InvalidArgument
 from memoryd.jobs import JobRunner
 from memoryd.store.base import Ledger
@@ -52,9 +52,12 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     async def ListOperations(self, request: Any, context: Any) -> operations_pb2.ListOperationsResponse:
         if request.page_size < 0 or request.page_size > 1000:
             raise InvalidArgument("page_size: must be between 0 and 1000", reason="INVALID_FIELD")
-        page = await asyncio.to_thread(self._ledger.list_jobs, tenant(), request.page_size or USUAL, request.page_token)
-        return operations_pb2.ListOperationsResponse(
-            operations=[convert.operation(j) for j in page.items], next_page_token=page.next_token
+        return await fitting(
+            request.page_size,
+            lambda size: self._ledger.list_jobs(tenant(), size, request.page_token),
+            lambda page: operations_pb2.ListOperationsResponse(
+                operations=[convert.operation(j) for j in page.items], next_page_token=page.next_token
+            ),
         )
 
     async def CancelOperation(self, request: Any, context: Any) -> empty_pb2.Empty:

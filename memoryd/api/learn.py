@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from memoryd.v1 import learn_pb2, learn_pb2_grpc
 
 _PIECE = 1 << 20
 _IMPORTS = 1  # unpacked at a time: a few bytes may become 512 MiB, which are held until the adapter is stored
+_MOST_HELD = 2 * MAX_BYTES  # of archives that are received, or wait to be unpacked; of one tenant, one of the largest
 _POINTS = 10_000  # of a curve, at most: a longer one is thinned out
 _T = TypeVar("_T")
 
@@ -41,6 +43,7 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         self._adapters = adapters
         self._jobs = jobs
         self._imports = asyncio.Semaphore(_IMPORTS)
+        self._held: Counter[str] = Counter()  # bytes of archives, by tenant
 
     async def CreateExamples(self, request: learn_pb2.CreateExamplesRequest, context: Any) -> learn_pb2.CreateExamplesResponse:
         memory = convert.last(request.parent)
@@ -69,13 +72,14 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         return convert.example(made[0])
 
     async def ListExamples(self, request: learn_pb2.ListExamplesRequest, context: Any) -> learn_pb2.ListExamplesResponse:
-        async def read(size: int) -> learn_pb2.ListExamplesResponse:
-            memory = convert.last(request.parent)
-            page = await asyncio.to_thread(self._ledger.list_examples, tenant(), memory, size, request.page_token)
-            examples = [convert.example(e) for e in page.items]
-            return learn_pb2.ListExamplesResponse(examples=examples, next_page_token=page.next_token)
-
-        return await fitting(request.page_size or USUAL, read)
+        memory = convert.last(request.parent)
+        return await fitting(
+            request.page_size,
+            lambda size: self._ledger.list_examples(tenant(), memory, size, request.page_token),
+            lambda page: learn_pb2.ListExamplesResponse(
+                examples=[convert.example(e) for e in page.items], next_page_token=page.next_token
+            ),
+        )
 
     async def DeleteExample(self, request: learn_pb2.DeleteExampleRequest, context: Any) -> learn_pb2.DeleteExampleResponse:
         await asyncio.to_thread(self._ledger.delete_example, tenant(), *convert.child_ids(request.name))
@@ -84,21 +88,20 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
     async def ExportExamples(
         self, request: learn_pb2.ExportExamplesRequest, context: Any
     ) -> AsyncIterator[learn_pb2.ExportExamplesResponse]:
-        token = ""
+        token, piece = "", b""
         while True:
             page = await asyncio.to_thread(self._ledger.list_examples, tenant(), convert.last(request.parent), USUAL, token)
-            piece = b""
             for example in page.items:
                 line = json.dumps(_exported(example), ensure_ascii=False).encode() + b"\n"
                 if piece and len(piece) + len(line) > _PIECE:
                     yield learn_pb2.ExportExamplesResponse(jsonl=piece)
                     piece = b""
                 piece += line
-            if piece:
-                yield learn_pb2.ExportExamplesResponse(jsonl=piece)
             token = page.next_token
             if not token:
-                return
+                break
+        if piece:
+            yield learn_pb2.ExportExamplesResponse(jsonl=piece)
 
     async def StudyMemory(self, request: learn_pb2.StudyMemoryRequest, context: Any) -> operations_pb2.Operation:
         payload = {"max_examples": str(request.max_examples)} if request.max_examples else {}
@@ -113,13 +116,14 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         return await self._job(JobKind.LEARN, request, payload)
 
     async def ListAdapters(self, request: learn_pb2.ListAdaptersRequest, context: Any) -> learn_pb2.ListAdaptersResponse:
-        async def read(size: int) -> learn_pb2.ListAdaptersResponse:
-            memory = convert.last(request.parent)
-            page = await asyncio.to_thread(self._ledger.list_adapters, tenant(), memory, size, request.page_token)
-            adapters = [convert.adapter(a) for a in page.items]
-            return learn_pb2.ListAdaptersResponse(adapters=adapters, next_page_token=page.next_token)
-
-        return await fitting(request.page_size or USUAL, read)
+        memory = convert.last(request.parent)
+        return await fitting(
+            request.page_size,
+            lambda size: self._ledger.list_adapters(tenant(), memory, size, request.page_token),
+            lambda page: learn_pb2.ListAdaptersResponse(
+                adapters=[convert.adapter(a) for a in page.items], next_page_token=page.next_token
+            ),
+        )
 
     async def GetAdapter(self, request: learn_pb2.GetAdapterRequest, context: Any) -> learn_pb2.Adapter:
         adapter = await asyncio.to_thread(self._ledger.get_adapter, tenant(), *convert.child_ids(request.name))
@@ -178,14 +182,26 @@ class LearnServicer(learn_pb2_grpc.LearnServiceServicer):
         memory = convert.last(first.parent)
         await asyncio.to_thread(self._ledger.require_memories, tenant(), [memory])
         data = bytearray()
-        async for piece in request_iterator:
-            if piece.parent:
-                raise InvalidArgument("an import has one parent, then data", reason="UPLOAD_ORDER")
-            data += piece.data
-            if len(data) > MAX_BYTES:
-                raise ResourceExhausted(f"an adapter's archive has at most {MAX_BYTES} bytes", reason="TOO_LARGE")
-        async with self._imports:
-            return convert.adapter(await self._import(memory, data))
+        try:
+            async for piece in request_iterator:
+                if piece.parent:
+                    raise InvalidArgument("an import has one parent, then data", reason="UPLOAD_ORDER")
+                self._hold(data, piece.data)
+            async with self._imports:
+                return convert.adapter(await self._import(memory, data))
+        finally:
+            self._held[tenant()] -= len(data)
+
+    def _hold(self, data: bytearray, piece: bytes) -> None:
+        """Adds the piece. ResourceExhausted where the archive is too large, or memory has no room for it just now."""
+        if len(data) + len(piece) > MAX_BYTES:
+            raise ResourceExhausted(f"an adapter's archive has at most {MAX_BYTES} bytes", reason="TOO_LARGE")
+        if self._held[tenant()] + len(piece) > MAX_BYTES or self._held.total() + len(piece) > _MOST_HELD:
+            raise ResourceExhausted(
+                "other imports under way leave this one no room: try again when one of them has ended", reason="IMPORTS_BUSY"
+            )
+        data += piece
+        self._held[tenant()] += len(piece)
 
     async def _import(self, memory: str, data: bytearray) -> core.Adapter:
         adapter, files = await _ended(asyncio.to_thread(self._unpacked, tenant(), memory, data))

@@ -9,7 +9,7 @@ from google.longrunning import operations_pb2
 
 from memoryd.api import convert
 from memoryd.api.caller import tenant
-from memoryd.api.pages import USUAL, fitting
+from memoryd.api.pages import fitting
 from memoryd.jobs import JobRunner
 from memoryd.recall.adapters import AdapterStore
 from memoryd.recall.underway import AnswersUnderWay
@@ -42,12 +42,13 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
         return convert.memory(await asyncio.to_thread(self._ledger.get_memory, tenant(), convert.last(request.name)))
 
     async def ListMemories(self, request: memory_pb2.ListMemoriesRequest, context: Any) -> memory_pb2.ListMemoriesResponse:
-        async def read(size: int) -> memory_pb2.ListMemoriesResponse:
-            page = await asyncio.to_thread(self._ledger.list_memories, tenant(), size, request.page_token)
-            memories = [convert.memory(m) for m in page.items]
-            return memory_pb2.ListMemoriesResponse(memories=memories, next_page_token=page.next_token)
-
-        return await fitting(request.page_size or USUAL, read)
+        return await fitting(
+            request.page_size,
+            lambda size: self._ledger.list_memories(tenant(), size, request.page_token),
+            lambda page: memory_pb2.ListMemoriesResponse(
+                memories=[convert.memory(m) for m in page.items], next_page_token=page.next_token
+            ),
+        )
 
     async def UpdateMemory(self, request: memory_pb2.UpdateMemoryRequest, context: Any) -> memory_pb2.Memory:
         wanted = set(request.update_mask.paths) or {"display_name", "description", "metadata"}

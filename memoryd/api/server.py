@@ -18,6 +18,7 @@ from memoryd.errors import SettingsError
 from memoryd.v1 import admin_pb2_grpc, jobs_pb2_grpc, learn_pb2_grpc, memory_pb2_grpc, recall_pb2_grpc
 
 MAX_MESSAGE_BYTES = 4 << 20  # inline writes are at most 1 MiB; a response of 100 sources fits
+_MOST_CALLS = 1000  # open at a time on one connection, each with a task of its own; further ones wait in their client
 
 _ADD: Mapping[str, Any] = {
     "memoryd.v1.MemoryService": memory_pb2_grpc.add_MemoryServiceServicer_to_server,
@@ -68,6 +69,7 @@ def build(settings: Settings, servicers: Mapping[str, Any], interceptor: CallInt
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_concurrent_streams", _MOST_CALLS),
             ("grpc.so_reuseport", 0),  # a second daemon on the port fails instead of taking half of the calls
         ],
     )

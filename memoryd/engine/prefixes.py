@@ -1,7 +1,8 @@
 """Keys and values of prompts' beginnings, for those that begin alike: many questions on one context, as self-study asks them.
 
-A prompt that begins as an earlier one did, and computes with the same blend of adapters, takes over the keys and values of what
-both have in common. They are held only while there are generations: what is idle holds nothing of anybody's text.
+A prompt that begins as an earlier one of its scope did, and computes with the same blend of adapters, takes over the keys and
+values of what both have in common. Never across scopes: how long a prompt takes would tell one tenant what another's says. They
+are held only while there are generations: what is idle holds nothing of anybody's text.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def marks_of(request: Generation) -> list[Mark]:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
+    scope: str
     blend: Blend
     marks: Sequence[Mark]
     kv: Kv
@@ -52,21 +54,24 @@ class Prefixes:
         """Positions that are held."""
         return sum(len(known.marks) for known in self._known)
 
-    def longest(self, blend: Blend, marks: Sequence[Mark]) -> Kv:
+    def longest(self, scope: str, blend: Blend, marks: Sequence[Mark]) -> Kv:
         """Keys and values of as much of a prompt's beginning as is known, one position less than all of it at most, since what
         follows the last one is to be computed. Empty where that is not worth it."""
         found, most = Kv(), _LEAST - 1
         for known in self._known:
-            length = min(_common(known.marks, marks), len(marks) - 1) if known.blend == blend else 0
+            if (known.scope, known.blend) != (scope, blend):
+                continue
+            length = min(_common(known.marks, marks), len(marks) - 1)
             if length > most:
                 found, most = known.kv.beginning(length), length
         return found
 
-    def keep(self, blend: Blend, marks: Sequence[Mark], kv: Kv) -> None:
-        """Hold those of a prompt, whose one row `kv` is, and of the last ones before it that there is room for."""
-        if len(marks) <= _LEAST:
+    def keep(self, scope: str, blend: Blend, marks: Sequence[Mark], kv: Kv) -> None:
+        """Hold those of a prompt, whose one row `kv` is, and of the last ones before it that there is room for. Nothing of one
+        without a scope."""
+        if not scope or len(marks) <= _LEAST:
             return
-        self._known.append(_Known(blend, marks, kv.beginning(len(marks))))
+        self._known.append(_Known(scope, blend, marks, kv.beginning(len(marks))))
         while len(self) > _MOST and len(self._known) > 1:
             self._known.pop(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ class Generation:
     """What made the soft segments."""
     background: bool = False
     """Nobody waits for it: others go first, within bounds."""
+    scope: str = ""
+    """Whose it is, opaquely: only prompts of one scope share what they computed, since how long a prompt takes would else tell
+    what others asked. Empty is nobody's: it shares with none, not even with another empty one."""
+
+
+def scope_of(tenant: str) -> str:
+    """The scope of a tenant: the worker tells tenants apart and knows none."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ class Runner:
         sequence = self._sequences[step.call]
         if sequence.prompt_TD is None:
             sequence.start(self._prompts.embed(sequence.request))
-            sequence.kv = self._prefixes.longest(sequence.blend, sequence.marks)
+            sequence.kv = self._prefixes.longest(sequence.request.scope, sequence.blend, sequence.marks)
         assert sequence.prompt_TD is not None
         start = max(step.start, sequence.kv.get_seq_length())
         if start >= step.end:
@@ -228,7 +228,7 @@ class Runner:
             return []
         logits_1V = self._model(**arguments, logits_to_keep=1).logits[:, -1].float().cpu()
         sequence.prompt_TD, sequence.kv.lengths = None, [step.end]
-        self._prefixes.keep(sequence.blend, sequence.marks, sequence.kv)
+        self._prefixes.keep(sequence.request.scope, sequence.blend, sequence.marks, sequence.kv)
         self._kv.join(sequence.kv)
         self._decoding.append(step.call)
         sequence.kv = Kv()

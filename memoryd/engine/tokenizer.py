@@ -45,7 +45,10 @@ class TemplatePart:
 
 
 class TextTokenizer:
-    """Encodes, counts, decodes, and renders chats, for one tokenizer directory. Safe to share between threads."""
+    """Encodes, counts, decodes, and renders chats, for one tokenizer directory. Safe to share between threads.
+
+    Texts go in as batches, of one too: only those leave Python's lock to other threads while they are encoded.
+    """
 
     def __init__(self, path: Path) -> None:
         file = path / "tokenizer.json"
@@ -65,18 +68,24 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text: no special tokens are added or recognised."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        return self._plain.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def encode_with_offsets(self, text: str) -> Encoded:
-        encoding = self._plain.encode(text, add_special_tokens=False)
+        (encoding,) = self._plain.encode_batch([text], add_special_tokens=False)
         return Encoded(tuple(encoding.ids), tuple(encoding.offsets))
 
     def count(self, text: str) -> int:
-        return len(self._plain.encode(text, add_special_tokens=False))
+        return self.count_batch([text])[0]
 
     def count_batch(self, texts: Sequence[str]) -> list[int]:
         """Token counts of many texts, on all cores."""
         return [len(e) for e in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: text of more than `n` times as many takes more than `n` tokens. Not so only where a
+        tokenizer folds text, a run of spaces say, before or while it encodes."""
+        return max(map(len, self._plain.get_vocab()))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._plain.decode(list(ids), skip_special_tokens=True)

@@ -77,19 +77,19 @@ class LocalAsker:
     def name(self) -> str:
         return f"local model, {'asker' if self._asker else 'untrained'}"
 
-    async def ask(self, text: str, title: str) -> Asked:
+    async def ask(self, text: str, title: str, scope: str = "") -> Asked:
         """See `Asker`."""
         answers = spread(answers_in(text), _MOST)
-        made = await asyncio.gather(*(self._question(text, title, answer) for answer in answers))
+        made = await asyncio.gather(*(self._question(text, title, answer, scope) for answer in answers))
         pairs = [(question, answer) for (question, _, _), answer in zip(made, answers, strict=True) if question.endswith("?")]
         return Asked(pairs, sum(read for _, read, _ in made), sum(wrote for _, _, wrote in made))
 
-    async def _question(self, text: str, title: str, answer: str) -> tuple[str, int, int]:
+    async def _question(self, text: str, title: str, answer: str, scope: str) -> tuple[str, int, int]:
         """The question, tokens read, and tokens written."""
         prompt = assemble(self._models.tokenizer, [TextBlock(text, title)], request_for(answer))
         ids = tuple(prompt.token_ids())
         adapters = [(self._adapter_id, 1.0)] if self._asker else []
-        request = Generation([TokenIds(ids)], _QUESTION_TOKENS, stop=["\n"], adapters=adapters, background=True)
+        request = Generation([TokenIds(ids)], _QUESTION_TOKENS, stop=["\n"], adapters=adapters, background=True, scope=scope)
         try:
             said, wrote = await self._generate(request)
         except FailedPrecondition as error:

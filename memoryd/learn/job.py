@@ -29,7 +29,7 @@ from memoryd.core import (
     new_id,
     now,
 )
-from memoryd.engine.request import DEFAULT_REPEAT_PENALTY, GenerateEvent, Generation, Learning, LearnSettings
+from memoryd.engine.request import DEFAULT_REPEAT_PENALTY, GenerateEvent, Generation, Learning, LearnSettings, scope_of
 from memoryd.errors import DataLoss, InvalidArgument, NotFound
 from memoryd.jobs import NotYet, Progress, Stopped
 from memoryd.learn.adapter_files import AdapterFiles, pack_files
@@ -302,6 +302,7 @@ class LearnJob:
             use_reader=bool(self._models.info.reader),
             compressor_fingerprint=self._models.info.compressor.fingerprint if prompt.soft_tokens else "",
             background=True,
+            scope=scope_of(tenant),
         )
         events: AsyncGenerator[GenerateEvent, None] = self._adapters.generate(tenant, choice, request)
         async with contextlib.aclosing(events):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from memoryd.core import Document, Example, Job, JobKind, Origin, Passage, memory_name
-from memoryd.engine.request import Generation, TokenIds
+from memoryd.engine.request import Generation, TokenIds, scope_of
 from memoryd.errors import InvalidArgument, NotFound
 from memoryd.eval.metrics import f1, normalized
 from memoryd.jobs import NotYet, Progress, Stopped
@@ -50,8 +50,9 @@ class Asker(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def ask(self, text: str, title: str) -> Asked:
-        """Of one passage. Unavailable where it can't be reached now, InvalidArgument where it refuses this passage."""
+    async def ask(self, text: str, title: str, scope: str = "") -> Asked:
+        """Of one passage; `scope` is its tenant's, for what is asked of the worker. Unavailable where it can't be reached now,
+        InvalidArgument where it refuses this passage."""
 
 
 class StudyJob:
@@ -143,7 +144,7 @@ class StudyJob:
             await self._skip(document)
             return
         try:
-            asked = await self._asker.ask(text, document.title)
+            asked = await self._asker.ask(text, document.title, scope_of(tenant))
         except InvalidArgument:  # it is the passage, a content filter say, unless all are refused
             counts["refused"] += 1
             if not counts["passages"] and counts["refused"] >= _REFUSED:
@@ -155,7 +156,7 @@ class StudyJob:
         wanted = min(_PER_PASSAGE, most - counts["examples"])
         while pairs and len(kept) < wanted:
             some = _candidates(pairs, known, wanted - len(kept), counts)
-            said = await asyncio.gather(*(self._read(text, document.title, question) for question, _ in some))
+            said = await asyncio.gather(*(self._read(tenant, text, document.title, question) for question, _ in some))
             for (question, answer), read in zip(some, said, strict=True):
                 if f1(read, [answer]) < _FOUND_AGAIN:
                     counts["unanswerable"] += 1
@@ -175,7 +176,7 @@ class StudyJob:
         """What is deleted. NotFound where that is all of the memory."""
         await asyncio.to_thread(self._ledger.require_memories, document.tenant, [document.memory])
 
-    async def _read(self, text: str, title: str, question: str) -> str:
+    async def _read(self, tenant: str, text: str, title: str, question: str) -> str:
         """What the reader answers from the passage alone; nothing where the question is too long to be asked."""
         budget = self._models.info.max_positions - _ANSWER_TOKENS
         try:
@@ -183,7 +184,7 @@ class StudyJob:
         except InvalidArgument:
             return ""
         ids, reader = tuple(prompt.token_ids()), bool(self._models.info.reader)
-        request = Generation([TokenIds(ids)], _ANSWER_TOKENS, use_reader=reader, background=True)
+        request = Generation([TokenIds(ids)], _ANSWER_TOKENS, use_reader=reader, background=True, scope=scope_of(tenant))
         async with aclosing(self._models.worker.generate(request)) as events:
             said = "".join([event.text async for event in events])
         return split_citation(said, len(prompt.numbered))[1]

@@ -40,7 +40,7 @@ class Teacher:
     def name(self) -> str:
         return self._model
 
-    async def ask(self, text: str, title: str) -> Asked:
+    async def ask(self, text: str, title: str, scope: str = "") -> Asked:
         """Unavailable where it can't be reached or is too busy, which is tried for ever; InvalidArgument where it refuses
         what was sent; FailedPrecondition where it refuses all the same or is no such endpoint."""
         import openai

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from memoryd.core import Message, Source, adapter_name
-from memoryd.engine.request import DEFAULT_REPEAT_PENALTY, Generation
+from memoryd.engine.request import DEFAULT_REPEAT_PENALTY, Generation, scope_of
 from memoryd.engine.text import StopFilter
 from memoryd.errors import ResourceExhausted
 from memoryd.models import Models
@@ -83,7 +84,9 @@ Event = Sources | Text | AnswerUsage
 
 
 class Answerer:
-    """Answers questions. At most `max_answers` at a time; more are turned away at once rather than kept waiting."""
+    """Answers questions. At most `max_answers` at a time; more are turned away at once rather than kept waiting.
+
+    Where tenants are `many`, none of them may have the last eighth of those too, one at least: it would keep all others out."""
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class Answerer:
         usage: UsageMeter,
         answers: AnswersUnderWay,
         max_answers: int,
+        many: bool = False,
     ) -> None:
         self._ledger = ledger
         self._searcher = searcher
@@ -104,24 +108,33 @@ class Answerer:
         self._usage = usage
         self._answers = answers
         self._max_answers = max_answers
-        self._running = 0
+        self._most_of_one = max(1, max_answers - max(1, max_answers // 8)) if many else max_answers
+        self._running: Counter[str] = Counter()  # by tenant
 
     async def answer(self, tenant: str, question: Question) -> AsyncGenerator[Event, None]:
         """NotFound (a memory), InvalidArgument (too long), Unavailable (a part is down, or what the answer rests on was deleted
         meanwhile), ResourceExhausted (too many)."""
-        if self._running >= self._max_answers:
-            raise ResourceExhausted(
-                f"{self._running} answers are running, as many as max_answers allows: try again",
-                reason="TOO_MANY_ANSWERS",
-            )
-        self._running += 1
+        if problem := self._too_many(tenant):
+            raise ResourceExhausted(problem, reason="TOO_MANY_ANSWERS")
+        self._running[tenant] += 1
         try:
             with self._answers.begin(tenant) as answer:
                 async with contextlib.aclosing(self._answer(tenant, question, answer)) as events:
                     async for event in events:
                         yield event
         finally:
-            self._running -= 1
+            self._running[tenant] -= 1
+
+    def _too_many(self, tenant: str) -> str:
+        """Which limit one more answer would be over, and what to do; empty where it is within both."""
+        if (running := self._running.total()) >= self._max_answers:
+            return f"{running} answers are running, as many as max_answers allows: try again"
+        if (running := self._running[tenant]) >= self._most_of_one:
+            return (
+                f"{running} answers of tenant {tenant} are running, as many as one tenant may have where max_answers is "
+                f"{self._max_answers}: try again when one of them has ended, or raise max_answers"
+            )
+        return ""
 
     async def _answer(self, tenant: str, question: Question, answer: UnderWay) -> AsyncGenerator[Event, None]:
         began = time.perf_counter()
@@ -178,6 +191,7 @@ class Answerer:
             repeat_penalty=question.repeat_penalty,
             use_reader=bool(self._models.info.reader),
             compressor_fingerprint=usage.compressor,
+            scope=scope_of(tenant),
         )
         citation = CitationSplitter(len(prompt.numbered))
         stop = StopFilter(question.stop)  # here and not in the worker, which would find them in the citation, too

@@ -169,7 +169,10 @@ def _latest(tokenizer: TextTokenizer, prior: Sequence[Message], left: int) -> li
     kept: list[Message] = []
     per_turn = _frame_tokens(tokenizer, ["system", "user", "assistant", "user"])
     for message in reversed(prior):
-        left -= tokenizer.count(message.content) + per_turn
+        left -= per_turn
+        if len(message.content) > left * tokenizer.longest_token:
+            break  # no message has a maximum: one of megabytes would take seconds to be counted
+        left -= tokenizer.count(message.content)
         if left < 0:
             break
         kept.insert(0, message)

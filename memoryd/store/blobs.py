@@ -20,7 +20,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from memoryd.errors import DataLoss, MemorydError, NotFound, ResourceExhausted, Unavailable
+from memoryd.errors import Cancelled, DataLoss, MemorydError, NotFound, ResourceExhausted, Unavailable
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=@+-]{0,199}")  # no dot first: neither `..` nor the temporary folder
 _TEMPORARY = ".tmp"
@@ -150,7 +150,7 @@ class FsspecBlobs:
 
 
 class FsspecBlobWriter:
-    """`base.BlobWriter`, for one thread at a time."""
+    """`base.BlobWriter`, for one thread at a time. It has a file from the first data on: who sends none takes none."""
 
     def __init__(self, blobs: FsspecBlobs, tenant: str) -> None:
         self._blobs = blobs
@@ -159,8 +159,8 @@ class FsspecBlobWriter:
         self._size = 0
         self._path = blobs._temporary()
         self._committed = False
-        with _translated():
-            self._file: IO[bytes] | Any = blobs._fs.open(self._path, "wb")
+        self._aborted = False
+        self._file: IO[bytes] | Any = None
 
     @property
     def sha256(self) -> str:
@@ -175,12 +175,18 @@ class FsspecBlobWriter:
     def write(self, data: bytes) -> None:
         """ResourceExhausted on a full disk; Unavailable."""
         with self._guarded():
+            if self._file is None:
+                self._file = self._blobs._fs.open(self._path, "wb")
+            if self._aborted:  # in the meantime, when there was no file yet: this one must not stay
+                raise Cancelled("the blob is not wanted any more")
             self._file.write(data)
         self._digest.update(data)
         self._size += len(data)
 
     def commit(self, key: str) -> None:
         """Durable and visible under the key at once, or not at all. Errors as for `Blobs.put`."""
+        if self._file is None:
+            self.write(b"")
         with self._guarded():
             path = self._blobs._path(self._tenant, key)
             if self._blobs._local:
@@ -193,6 +199,9 @@ class FsspecBlobWriter:
     def abort(self) -> None:
         """Leaves nothing. Harmless after commit."""
         if self._committed:
+            return
+        self._aborted = True
+        if self._file is None:
             return
         with contextlib.suppress(Exception):  # what cannot be written cannot be flushed either
             self._file.close()

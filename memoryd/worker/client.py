@@ -156,6 +156,7 @@ class WorkerClient:
                 adapters=[pb.AdapterWeight(adapter=adapter, weight=weight) for adapter, weight in request.adapters],
                 compressor_fingerprint=request.compressor_fingerprint,
                 background=request.background,
+                scope=request.scope,
             ),
             timeout=timeout,
         )

@@ -146,6 +146,7 @@ def _generation(request: pb.GenerateRequest) -> Generation:
         adapters=[(item.adapter, item.weight) for item in request.adapters],
         compressor_fingerprint=request.compressor_fingerprint,
         background=request.background,
+        scope=request.scope,
     )
 
 

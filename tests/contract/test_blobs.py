@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from memoryd.errors import DataLoss, NotFound, ResourceExhausted
+from memoryd.errors import Cancelled, DataLoss, NotFound, ResourceExhausted
 from memoryd.store.base import Blobs
 from memoryd.store.blobs import FsspecBlobs
 
@@ -65,6 +65,22 @@ def test_a_writer_shows_nothing_before_it_commits(blobs: Blobs) -> None:
     writer.commit(KEY)
     writer.abort()
     assert blobs.get("acme", KEY, SHA) == TEXT
+    assert blobs.sweep(0.0) == 0
+
+
+def test_a_writer_of_no_data_has_no_file_before_it_commits(blobs: Blobs) -> None:
+    writer = blobs.writer("acme")
+    assert blobs.sweep(0.0) == 0
+    writer.commit(KEY)
+    assert blobs.get("acme", KEY, hashlib.sha256(b"").hexdigest()) == b""
+
+
+def test_a_writer_that_was_aborted_before_its_first_data_takes_none(blobs: Blobs) -> None:
+    """A call ends while a thread is about to write."""
+    writer = blobs.writer("acme")
+    writer.abort()
+    with pytest.raises(Cancelled):
+        writer.write(TEXT)
     assert blobs.sweep(0.0) == 0
 
 

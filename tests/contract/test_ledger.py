@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
+from sqlalchemy.engine import Dialect
 
-from memoryd.core import JobKind, JobState, Kind, Request, Stage
+from memoryd.core import JobKind, JobState, Kind, Metadata, Origin, Request, Stage
 from memoryd.errors import AlreadyExists, InvalidArgument, NotFound, RequestIdReused
-from memoryd.store.base import Ledger
+from memoryd.store.base import Ledger, Page
+from memoryd.store.paging import MAX_PAGE_BYTES
+from memoryd.store.schema import MetadataJson
+from tests.contract.learning_rows import adapter
 from tests.contract.rows import chunk, memory, passage, write
+
+_LARGE = 256 << 10  # bytes of metadata, as much as a row may have
 
 
 class TestTenants:
@@ -113,10 +124,72 @@ class TestMemories:
             seen += [item.id for item in page.items]
         assert seen == [*names, "m5"]
 
+    def test_no_more_rows_are_read_than_a_message_takes(self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+        decode, decoded, sent = MetadataJson.process_result_value, list[str](), list[int]()
+
+        def spy(column: MetadataJson, value: str | None, dialect: Dialect) -> Metadata | None:
+            decoded.append(value or "")
+            return decode(column, value, dialect)
+
+        def executed(_conn: object, cursor: Any, *_: object) -> None:
+            sent.append(cursor.rowcount)  # rows that came over by now, on PostgreSQL; SQLite, and a cursor there, say -1
+
+        monkeypatch.setattr(MetadataJson, "process_result_value", spy)  # before the ledger first uses it, and keeps it
+        names = [ledger.create_memory("acme", f"m{n}", "", "", {"text": "x" * _LARGE}, None).id for n in range(50)]
+        event.listen(Engine, "after_cursor_execute", executed)
+        seen, token = list[str](), ""
+        try:
+            while True:
+                decoded.clear()
+                page = ledger.list_memories("acme", 1000, token)
+                assert sum(map(len, decoded)) < 6 << 20
+                seen += [item.id for item in page.items]
+                token = page.next_token
+                if not token:
+                    break
+        finally:
+            event.remove(Engine, "after_cursor_execute", executed)
+        assert seen == names
+        assert decoded  # else nothing was looked at
+        assert max(sent) * _LARGE < 6 << 20
+
+    def test_a_row_that_is_larger_than_a_page_is_a_page(self, ledger: Ledger) -> None:
+        for name in ("m", "n"):
+            ledger.create_memory("acme", name, "", "", {"text": "x" * (MAX_PAGE_BYTES + 1)}, None)
+        first = ledger.list_memories("acme", 10, "")
+        second = ledger.list_memories("acme", 10, first.next_token)
+        assert [[item.id for item in page.items] for page in (first, second)] == [["m"], ["n"]]
+        assert second.next_token == ""
+
     @pytest.mark.parametrize("token", ["x", "!!", "e30=", "W1sibWVtb3JpZXMiLCJhY21lIl0sWzEsMl1d", "é", "W10="])
     def test_a_made_up_page_token_is_refused(self, ledger: Ledger, token: str) -> None:
         with pytest.raises(InvalidArgument):
             ledger.list_documents("acme", memory(ledger), 10, token)
+
+    @pytest.mark.parametrize(
+        "key",
+        [["\ud800", "x"], [1, "\ud800"], ["x", "x"], ["1", "x"], [1, 1], [True, "x"], [1.0, "x"], [None, "x"], [2**63, "x"]],
+    )
+    def test_a_made_up_page_token_of_the_right_list_is_refused(self, ledger: Ledger, key: list[object]) -> None:
+        memory(ledger)
+        memory(ledger, "n")
+        documents = [write(ledger).document.id for _ in range(2)]
+        ledger.add_examples("acme", "m", [("q", "a", []), ("r", "a", [])], Origin.SUPPLIED, None)
+        for document in documents:
+            adapter(ledger, [document], activate=False)
+        lists: list[Callable[[str], Page[Any]]] = [
+            lambda token: ledger.list_tenants(1, token),
+            lambda token: ledger.list_memories("acme", 1, token),
+            lambda token: ledger.list_documents("acme", "m", 1, token),
+            lambda token: ledger.list_jobs("acme", 1, token),
+            lambda token: ledger.list_examples("acme", "m", 1, token),
+            lambda token: ledger.list_adapters("acme", "m", 1, token),
+        ]
+        for pages in lists:
+            scope, _ = json.loads(base64.urlsafe_b64decode(pages("").next_token))
+            token = base64.urlsafe_b64encode(json.dumps([scope, key]).encode()).decode()
+            with pytest.raises(InvalidArgument, match="page_token"):
+                pages(token)
 
     def test_a_page_token_of_another_list_is_refused(self, ledger: Ledger) -> None:
         memory(ledger)

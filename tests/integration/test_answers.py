@@ -253,12 +253,17 @@ def running(memory: Memory) -> Iterator[Any]:
         yield answer
 
 
-def test_more_answers_than_there_may_be_are_turned_away_at_once(talkative: Memory) -> None:
+def test_more_answers_than_a_tenant_may_have_are_turned_away_at_once_and_anothers_is_not(
+    talkative: Memory, blue: Client
+) -> None:
+    memory = blue.memory("talkative-too", create=True)
+    memory.write(CLOCK).wait()
     with contextlib.ExitStack() as stack:
-        for _ in range(MAX_ANSWERS):
+        for _ in range(MAX_ANSWERS - 1):
             stack.enter_context(running(talkative))
-        with pytest.raises(ResourceExhausted) as caught:
+        with pytest.raises(ResourceExhausted, match="of tenant red") as caught:
             talkative.answer(QUESTION).text  # noqa: B018
+        assert memory.answer(QUESTION, max_tokens=4).text
     assert caught.value.reason == "TOO_MANY_ANSWERS"
     assert "max_answers" in caught.value.message
 

@@ -24,8 +24,8 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
     return make_base(request.param, tmp_path / "model")
 
 
-def of_ids(ids: Sequence[int], use_reader: bool = False) -> Generation:
-    return Generation([TokenIds(ids)], 12, use_reader=use_reader)
+def of_ids(ids: Sequence[int], use_reader: bool = False, scope: str = "red's") -> Generation:
+    return Generation([TokenIds(ids)], 12, use_reader=use_reader, scope=scope)
 
 
 def counted(base: BaseModel, runner: Runner, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[int, str], int]:
@@ -71,6 +71,18 @@ def test_the_same_prompt_again_computes_its_last_position_only(base: BaseModel, 
     assert counted(base, runner, monkeypatch) == ({1: answer, 2: answer}, len(BEGINNING) + 1)
 
 
+@pytest.mark.parametrize("scopes", [("red's", "blue's"), ("red's", ""), ("", "red's"), ("", "")])
+def test_the_same_prompt_of_another_scope_is_computed_anew(
+    base: BaseModel, scopes: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the time that it takes would tell that another tenant's prompt begins so. What has no scope shares with nobody."""
+    answer = alone(base, of_ids(BEGINNING))
+    runner = make_runner(base, limits=Limits(prefill=256))
+    for call, scope in enumerate(scopes):
+        runner.generate(call, of_ids(BEGINNING, scope=scope))
+    assert counted(base, runner, monkeypatch) == ({0: answer, 1: answer}, 2 * len(BEGINNING))
+
+
 def test_what_few_have_in_common_is_not_shared(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instruction, say, that every prompt begins with."""
     runner = make_runner(base, limits=Limits(prefill=256))
@@ -104,7 +116,7 @@ def test_compressed_embeddings_are_shared_where_they_are_the_same(base: BaseMode
 
     def request(chunk: int, end: int) -> Generation:
         segments: list[Segment] = [TokenIds(BEGINNING[:10]), Soft(chunks[chunk]), TokenIds([end])]
-        return Generation(segments, 12, compressor_fingerprint=compressor.fingerprint)
+        return Generation(segments, 12, compressor_fingerprint=compressor.fingerprint, scope="red's")
 
     requests = [request(0, 3), request(0, 4), request(1, 3)]
     runner = make_runner(base, limits=Limits(prefill=256))
@@ -119,7 +131,7 @@ def test_what_is_held_is_bounded(base: BaseModel, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("memoryd.engine.prefixes._MOST", 200)
     runner = make_runner(base, limits=Limits(prefill=256))
     for call in range(6):
-        runner.generate(call, Generation([TokenIds([call + 5] * 90)], 60))
+        runner.generate(call, Generation([TokenIds([call + 5] * 90)], 60, scope="red's"))
     while len(runner._kv.lengths) < 6:
         runner.step()
     assert len(runner._prefixes) == 180

@@ -118,6 +118,23 @@ async def test_compress_in_order_over_several_calls(wire: Wire) -> None:
     assert await wire.client.compress([], wire.fingerprint) == []
 
 
+async def test_a_generation_arrives_as_it_was_sent(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"temperature": 0.5, "stop": ["x"], "seed": 3, "repeat_penalty": 0.25, "use_reader": True, "background": True}
+    sent = Generation([TokenIds(PROMPT)], 7, adapters=[("ad", 0.5)], compressor_fingerprint="f", scope="red's", **shape)  # type: ignore[arg-type]
+    unlike = [field.name for field in dataclasses.fields(sent) if getattr(sent, field.name) == field.default]
+    assert not unlike, "each has another value than where it is left out"
+    arrived: list[Generation] = []
+
+    def generate(_: int, request: Generation) -> None:
+        arrived.append(request)
+        raise InvalidArgument("seen")
+
+    monkeypatch.setattr(wire.runner, "generate", generate)
+    with pytest.raises(InvalidArgument, match="seen"):
+        await said(wire, sent)
+    assert arrived == [sent]
+
+
 async def test_concurrent_generations_say_what_each_says_alone(wire: Wire) -> None:
     requests = [Generation([TokenIds(PROMPT[n:])], 20 + n) for n in range(4)]
     alone = [await said(wire, request) for request in requests]

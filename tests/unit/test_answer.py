@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 
 from memoryd.core import Passage, Source
-from memoryd.engine.request import GenerateEvent, Generation
+from memoryd.engine.request import GenerateEvent, Generation, scope_of
 from memoryd.engine.tokenizer import TextTokenizer
-from memoryd.errors import Unavailable
+from memoryd.errors import ResourceExhausted, Unavailable
 from memoryd.recall.adapters import AdapterStore
 from memoryd.recall.answer import Answerer, AnswerUsage, Event, Question, Sources, Text
 from memoryd.recall.assembly import Assembler, Mode, Shown
@@ -23,6 +24,8 @@ from memoryd.worker.client import WorkerInfo
 from tests.unit.learning_parts import INFO, models, plain_tokenizer
 from tests.unit.test_adapter_choice import MemoryCache
 from tests.unit.test_reuse import MEMORY, TENANT, Lab
+
+OTHER = "blue"
 
 
 def found(number: int, text: str = "", chunk: int = 0) -> Source:
@@ -74,17 +77,20 @@ class Desk:
         return list(self.found)
 
     def add(self, tenant: str, **counts: int) -> None:
-        assert tenant == TENANT
+        assert tenant in (TENANT, OTHER)
         self.counted.append(counts)
 
-    def answer(self, worker: Any, budget: int = 4096, **asked: Any) -> AsyncGenerator[Event, None]:
+    def answerer(self, worker: Any, budget: int = 4096, **limits: Any) -> Answerer:
         known = models(worker, self.tokenizer)
         nothing: Any = None  # no embeddings: answers of text
         assembler = Assembler(self.lab.ledger, nothing, known, budget)
         adapters = AdapterStore(self.lab.ledger, self.lab.blobs, MemoryCache(), known)
         this: Any = self
-        answerer = Answerer(self.lab.ledger, this, assembler, adapters, known, this, self.under_way, max_answers=1)
-        return answerer.answer(TENANT, Question([MEMORY], "Where?", Mode.TEXT, **asked))
+        limits = {"max_answers": 1} | limits
+        return Answerer(self.lab.ledger, this, assembler, adapters, known, this, self.under_way, **limits)
+
+    def answer(self, worker: Any, budget: int = 4096, **asked: Any) -> AsyncGenerator[Event, None]:
+        return self.answerer(worker, budget).answer(TENANT, Question([MEMORY], "Where?", Mode.TEXT, **asked))
 
     async def ask(self, worker: Speaker, budget: int = 4096, **asked: Any) -> tuple[Sources, str, AnswerUsage]:
         """An answer to its end."""
@@ -262,3 +268,61 @@ async def test_what_fails_before_anything_is_said_is_no_answer(desk: Desk) -> No
     with pytest.raises(Unavailable):
         await desk.ask(Down())
     assert desk.counted == []
+
+
+# --- how many there may be, and what they share ---
+
+
+class Crowd:
+    """Answers of tenants on one daemon, each of which has begun and goes on."""
+
+    def __init__(self, answerer: Answerer, stack: contextlib.AsyncExitStack) -> None:
+        self._answerer, self._stack = answerer, stack
+
+    async def one_more(self, tenant: str) -> AsyncGenerator[Event, None]:
+        events = self._answerer.answer(tenant, Question([MEMORY], "Where?", Mode.TEXT))
+        await self._stack.enter_async_context(contextlib.aclosing(events))
+        assert isinstance(await anext(events), Sources)
+        return events
+
+    async def refused(self, tenant: str) -> str:
+        with pytest.raises(ResourceExhausted) as caught:
+            await self.one_more(tenant)
+        assert caught.value.reason == "TOO_MANY_ANSWERS"
+        return caught.value.message
+
+
+@pytest.mark.parametrize(("most", "of_one"), [(2, 1), (3, 2), (8, 7), (16, 14)])
+async def test_one_tenant_cannot_hold_all_the_answers_there_may_be(desk: Desk, most: int, of_one: int) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        crowd = Crowd(desk.answerer(Speaker(waits=True), max_answers=most, many=True), stack)
+        answers = [await crowd.one_more(TENANT) for _ in range(of_one)]
+        said = await crowd.refused(TENANT)
+        assert said.startswith(f"{of_one} answers of tenant {TENANT} are running")
+        assert f"max_answers is {most}" in said
+        assert "try again" in said
+        for _ in range(most - of_one):
+            await crowd.one_more(OTHER)
+        assert (await crowd.refused(OTHER)).startswith(f"{most} answers are running, as many as max_answers allows")
+        await answers[0].aclose()
+        await crowd.one_more(TENANT)
+
+
+@pytest.mark.parametrize(("most", "many"), [(3, False), (1, True), (1, False)])
+async def test_where_there_is_nobody_else_or_one_answer_only_it_is_anybodys(desk: Desk, most: int, many: bool) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        crowd = Crowd(desk.answerer(Speaker(waits=True), max_answers=most, many=many), stack)
+        for _ in range(most):
+            await crowd.one_more(TENANT)
+        assert "as many as max_answers allows" in await crowd.refused(TENANT)
+
+
+async def test_an_answer_shares_what_the_worker_computed_with_its_tenant_alone(desk: Desk) -> None:
+    worker = Speaker()
+    answerer = desk.answerer(worker)
+    for tenant in (TENANT, OTHER, TENANT):
+        _ = [event async for event in answerer.answer(tenant, Question([MEMORY], "Where?", Mode.TEXT))]
+    scopes = [request.scope for request in worker.asked]
+    assert scopes == [scope_of(TENANT), scope_of(OTHER), scope_of(TENANT)]
+    assert len(set(scopes)) == 2
+    assert not any(tenant in scope for tenant in (TENANT, OTHER) for scope in scopes), "the worker knows no tenants"

@@ -100,13 +100,14 @@ async def test_each_answer_gets_its_question(tokenizer: TextTokenizer) -> None:
     worker = question_for(
         tokenizer, {"May 1920": " When was that? ", "Napoleon Hill": "Napoleon is a man", "Lisbon": "Where did he move?"}
     )
-    asked = await LocalAsker(models(worker, tokenizer)).ask(TEXT, "Lives")
+    asked = await LocalAsker(models(worker, tokenizer)).ask(TEXT, "Lives", "red's")
     assert asked.pairs == [("When was that?", "May 1920"), ("Where did he move?", "Lisbon")], "only what is a question"
     prompts = [prompt_of(tokenizer, request) for request in worker.asked]
     assert all(f"[1] Lives\n{TEXT}" in prompt for prompt in prompts)
     ids = [segment.ids for request in worker.asked for segment in request.segments if isinstance(segment, TokenIds)]
     assert asked.prompt_tokens == sum(map(len, ids))
     assert asked.output_tokens == len(["", "When", "was", "that?", ""]) + len(["Napoleon", "is", "a", "man"]) + 4
+    assert {request.scope for request in worker.asked} == {"red's"}
     assert [(request.use_reader, request.stop, request.adapters) for request in worker.asked] == [(False, ["\n"], [])] * 3
 
 

@@ -16,7 +16,7 @@ from memoryd.api.caller import Caller, enter
 from memoryd.api.learn import LearnServicer
 from memoryd.api.recall import _adapters
 from memoryd.core import Origin
-from memoryd.errors import FailedPrecondition, InvalidArgument, Unavailable
+from memoryd.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Unavailable
 from memoryd.learn.adapter_files import AdapterFiles, pack_files
 from memoryd.recall.adapters import AdapterStore
 from memoryd.v1 import learn_pb2, recall_pb2
@@ -174,6 +174,59 @@ async def test_a_client_that_goes_away_lets_no_other_in_too_early(shelf: Shelf, 
     with pytest.raises(asyncio.CancelledError):
         await gone
     assert log == ["began", "ended"] * 2
+
+
+class Received:
+    """An import that has come so far, and no further until it is let."""
+
+    def __init__(self, api: Api, tenant: str, data: bytes) -> None:
+        self._tenant, self._data = tenant, data
+        self._came, self._go = asyncio.Event(), asyncio.Event()
+        self._call = asyncio.create_task(self._run(api))
+
+    async def come(self) -> Received:
+        await asyncio.wait([self._call, asyncio.create_task(self._came.wait())], return_when=asyncio.FIRST_COMPLETED)
+        self._came.set()
+        return self
+
+    async def end(self) -> learn_pb2.Adapter:
+        self._go.set()
+        return await self._call
+
+    async def _run(self, api: Api) -> learn_pb2.Adapter:
+        enter(Caller(self._tenant))
+        return await api.ImportAdapter(self._parts(), None)
+
+    async def _parts(self) -> AsyncIterator[learn_pb2.ImportAdapterRequest]:
+        yield learn_pb2.ImportAdapterRequest(parent=PARENT)
+        yield learn_pb2.ImportAdapterRequest(data=self._data)
+        self._came.set()
+        await self._go.wait()
+
+
+async def test_imports_that_are_received_have_so_much_memory_together(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no tenant has all of it."""
+    api, archive = Api(shelf), pack_files(shelf.files("brought"))
+    size = len(archive)
+    monkeypatch.setattr(learn, "MAX_BYTES", size)
+    monkeypatch.setattr(learn, "_MOST_HELD", size * 3 // 2)
+    shelf.lab.ledger.ensure_tenant("other")
+    shelf.lab.ledger.create_memory("other", "m", "", "", {}, None)
+    first = await Received(api, TENANT, archive).come()
+    for tenant, data, reason in [
+        (TENANT, b"x", "IMPORTS_BUSY"),
+        ("other", archive, "IMPORTS_BUSY"),
+        ("other", archive + b"x", "TOO_LARGE"),
+    ]:
+        with pytest.raises(ResourceExhausted) as refused:
+            await (await Received(api, tenant, data).come()).end()
+        assert refused.value.reason == reason
+    other = await Received(api, "other", b"x" * (size // 2)).come()
+    with pytest.raises(InvalidArgument):  # it is no archive
+        await other.end()
+    await first.end()
+    assert api._held.total() == 0
+    await api.bring(shelf)
 
 
 async def test_what_a_lineage_says_that_is_not_ours_is_not_stored(shelf: Shelf) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memoryd.core import Document, Example, Job, JobKind, Origin
-from memoryd.engine.request import GenerateEvent, Generation
+from memoryd.engine.request import GenerateEvent, Generation, scope_of
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import InvalidArgument, Unavailable
 from memoryd.jobs import NotYet, Progress
@@ -38,7 +38,8 @@ class Asking:
         """Passages, by the order in which they come."""
         self.stands: asyncio.Event | None = None
 
-    async def ask(self, text: str, title: str) -> Asked:
+    async def ask(self, text: str, title: str, scope: str = "") -> Asked:
+        assert scope == scope_of(TENANT)
         self.asked.append((text, title))
         if len(self.asked) - 1 in self.refuses:
             raise InvalidArgument("the teacher refuses a passage")

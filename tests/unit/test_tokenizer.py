@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from memoryd.engine.tokenizer import TextTokenizer, TokenizerError
 from tests.tiny_models import make_tiny_model
@@ -53,6 +55,49 @@ def test_offsets_are_characters(models: dict[str, Path]) -> None:
     encoded = TextTokenizer(models["llama"]).encode_with_offsets(text)
     assert "".join(text[a:b] for a, b in encoded.offsets) == text
     assert len(encoded.ids) == TextTokenizer(models["llama"]).count(text)
+
+
+TEXTS = ["", " ", "river", "\n\n the  river\t", "Ünï→漢字 🙂‍↔️ e\u0301", "<|im_end|> a<pad>b", "Caroline moved to Lisbon. " * 50]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", TEXTS)
+def test_it_encodes_as_the_tokenizer_encodes_one_text(models: dict[str, Path], kind: str, text: str) -> None:
+    plain = Tokenizer.from_file(str(models[kind] / "tokenizer.json"))
+    plain.encode_special_tokens = True
+    want = plain.encode(text, add_special_tokens=False)
+    own = TextTokenizer(models[kind])
+    encoded = own.encode_with_offsets(text)
+    assert own.encode(text) == list(encoded.ids) == want.ids
+    assert list(encoded.offsets) == want.offsets
+    assert own.count(text) == len(want.ids)
+    assert len(text) <= own.longest_token * len(want.ids)
+
+
+@pytest.mark.parametrize("method", ["encode", "encode_with_offsets", "count"])
+def test_other_threads_run_while_it_encodes(models: dict[str, Path], method: str) -> None:
+    """Else one long text would hold up everybody's streams, in whichever thread it is encoded."""
+    encode = getattr(TextTokenizer(models["llama"]), method)
+    text, held, ran = "Caroline moved to Lisbon. " * 5000, threading.Lock(), threading.Event()
+    encode(text)  # what is made once is made
+
+    def run() -> None:
+        with held:
+            ran.set()
+
+    interval = sys.getswitchinterval()
+    with held:
+        other = threading.Thread(target=run)
+        other.start()
+        sys.setswitchinterval(3600)  # a thread has Python's lock until it leaves it
+    try:
+        for _ in range(20):
+            if not ran.is_set():
+                encode(text)
+        assert ran.is_set()
+    finally:
+        sys.setswitchinterval(interval)
+        other.join()
 
 
 def test_without_a_template_the_chat_is_plain(models: dict[str, Path], tmp_path: Path) -> None:
