@@ -12,6 +12,7 @@ from pathlib import Path
 
 from memoryd.api.caller import Caller
 from memoryd.core import DEFAULT_TENANT
+from memoryd.durable import flush
 from memoryd.errors import SettingsError, Unauthenticated
 from memoryd.store.base import Ledger
 
@@ -56,14 +57,9 @@ def _make(path: Path) -> None:
     descriptor = os.open(building, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(new_secret(ADMIN_PREFIX) + "\n")
-        file.flush()
-        os.fsync(descriptor)
+    flush(building)
     building.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush(path.parent)
 
 
 class Authenticator:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memoryd import durable
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -77,21 +79,13 @@ def write(
     if target.exists():
         target.rename(old)
     building.rename(target)
-    _flush(out)
+    durable.flush(out)
 
 
 def flush(directory: Path) -> None:
     """Returns when the folder and all in it are on the disk."""
     for path in (*directory.rglob("*"), directory):
-        _flush(path)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        durable.flush(path)
 
 
 def last(out: Path) -> Path | None:

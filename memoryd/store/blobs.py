@@ -20,6 +20,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from memoryd.durable import flush
 from memoryd.errors import Cancelled, DataLoss, MemorydError, NotFound, ResourceExhausted, Unavailable
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=@+-]{0,199}")  # no dot first: neither `..` nor the temporary folder
@@ -93,7 +94,7 @@ class FsspecBlobs:
                 self._durable = {folder for folder in list(self._durable) if not folder.startswith(path)}
                 self._fs.rm(path, recursive=True)
                 if self._local:
-                    _flush_folder(os.path.dirname(path))
+                    flush(os.path.dirname(path))
         return len(found)
 
     def documents(self, tenant: str) -> Iterator[tuple[str, str]]:
@@ -140,11 +141,11 @@ class FsspecBlobs:
         os.makedirs(folder, exist_ok=True)
         os.replace(temporary, path)
         # All flushes at the end: a journaling file system makes one commit of them, and finds nothing to do for the rest.
-        _flush_folder(folder)
+        flush(folder)
         parent = os.path.dirname(folder)
-        _flush_folder(parent)
+        flush(parent)
         while len(parent) > len(self._root) and parent not in self._durable:  # another thread may have made it just now
-            _flush_folder(os.path.dirname(parent))
+            flush(os.path.dirname(parent))
             self._durable.add(parent)
             parent = os.path.dirname(parent)
 
@@ -216,14 +217,6 @@ class FsspecBlobWriter:
         except BaseException:
             self.abort()
             raise
-
-
-def _flush_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _verify(actual: str, expected: str) -> None:
