@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -18,13 +18,11 @@ from memoryd import core, log
 from memoryd.core import LEARNING, Job, JobKind, JobState, Receipt
 from memoryd.errors import MemorydError, ResourceExhausted, Unavailable, WorkerLost
 from memoryd.store.base import Ledger
+from memoryd.watches import Watches
 
 SLICE_SECONDS = 15.0  # a job that has worked this long goes to the end of the queue
 POLL_SECONDS = 0.5  # how often the ledger is asked for work that nobody announced: retries, leases of the dead
 MAX_BACKOFF_SECONDS = 30.0
-WATCH_SECONDS = 1.0  # how often the ledger is asked for a watched job that nobody announced: what other processes change
-MOST_ASKED = 100  # times a second, for all watched jobs: the more they are, the less often for each, or nothing else is done
-MAX_WATCHES = 1000  # of one tenant, at a time
 _FATAL = (
     "the worker ended each of the last {lost} times that it worked on this: logs/worker.log in the data directory may say why; "
     "where it does not, the machine had most likely no memory left. Mend that and retry the job, or delete what it is for"
@@ -90,38 +88,6 @@ class Progress:
 Handler = Callable[[Job, Progress], Awaitable[Receipt]]
 
 
-class _Watched:
-    """A job that is watched: the ledger is asked once for all its watchers, however many they are."""
-
-    def __init__(self, read: Callable[[], Awaitable[Job]]) -> None:
-        self.watchers = 0
-        self.latest: Job | None = None
-        self.changed = asyncio.Event()
-        self._read = read
-        self._reading = asyncio.Lock()
-        self._next: asyncio.Task[Job] | None = None
-
-    async def ask(self, pause: float) -> Job:
-        """The job after its next change, or after so long. It is read after this call, never before."""
-        if self._next is None:
-            self._next = asyncio.create_task(self._ask(pause))
-        return await asyncio.shield(self._next)  # one watcher that goes away does not take it from the others
-
-    def end(self) -> None:
-        """Nobody watches any more."""
-        if self._next is not None:
-            self._next.cancel()
-
-    async def _ask(self, pause: float) -> Job:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.changed.wait(), pause)
-        async with self._reading:
-            self._next = None  # who asks from here on must not be told what was read before
-            self.changed.clear()
-            self.latest = await self._read()
-            return self.latest
-
-
 class JobRunner:
     """Works on due jobs of all tenants, `slots` at a time.
 
@@ -143,7 +109,7 @@ class JobRunner:
         self._handlers: Mapping[JobKind, Handler] = {}
         self._wake = asyncio.Event()
         self._running: dict[asyncio.Task[None], Progress] = {}
-        self._watched: dict[tuple[str, str], _Watched] = {}
+        self._watches = Watches(self._read)
         self._draining = False
         self._suspect = asyncio.Lock()  # held by the one job that runs of those that a worker was lost over
         self._log = log.get("jobs")
@@ -163,7 +129,8 @@ class JobRunner:
             except MemorydError as error:
                 self._log.warning("the ledger gives no jobs", reason=error.reason)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
+                async with asyncio.timeout(POLL_SECONDS):  # `wait_for` loses a cancellation that comes with the event, in 3.11
+                    await self._wake.wait()
 
     @property
     def _busy(self) -> int:
@@ -205,44 +172,12 @@ class JobRunner:
         for progress in self._running.values():
             if progress.job.id == job_id and progress.job.tenant == tenant:
                 progress.stopped = True
-        self._publish(tenant, job_id)
+        self._watches.publish(tenant, job_id)
         return job
 
-    async def watch(self, tenant: str, job_id: str) -> AsyncGenerator[Job, None]:
+    def watch(self, tenant: str, job_id: str) -> AsyncGenerator[Job, None]:
         """The job now, then after each change, until it has ended. NotFound; ResourceExhausted (too many watches)."""
-        with self._watching(tenant, job_id) as watched:
-            watched.changed.set()  # nothing has, but a new watcher does not wait for that
-            job, seen = await self._ask(watched), None
-            while True:
-                if job != seen:
-                    yield job
-                    seen = job
-                if job.state.ended:
-                    return
-                missed = watched.latest if watched.latest != seen else None  # while the watcher was busy with the last
-                job = missed or await self._ask(watched)
-
-    @contextlib.contextmanager
-    def _watching(self, tenant: str, job_id: str) -> Iterator[_Watched]:
-        watches = sum(watched.watchers for (of, _), watched in self._watched.items() if of == tenant)
-        if watches >= MAX_WATCHES:
-            raise ResourceExhausted(
-                f"{watches} watches of jobs are open, as many as a tenant may have: end some, or ask with GetOperation",
-                reason="TOO_MANY_WATCHES",
-            )
-        key = (tenant, job_id)
-        watched = self._watched.setdefault(key, _Watched(lambda: self._read(*key)))
-        watched.watchers += 1
-        try:
-            yield watched
-        finally:
-            watched.watchers -= 1
-            if not watched.watchers:
-                watched.end()
-                del self._watched[key]
-
-    def _ask(self, watched: _Watched) -> Awaitable[Job]:
-        return watched.ask(max(WATCH_SECONDS, len(self._watched) / MOST_ASKED))
+        return self._watches.watch(tenant, job_id)
 
     async def _read(self, tenant: str, job_id: str) -> Job:
         return self._live(await asyncio.to_thread(self._ledger.get_job, tenant, job_id))
@@ -268,19 +203,15 @@ class JobRunner:
         else:
             running.owner = owner
 
-    def _publish(self, tenant: str, job_id: str) -> None:
-        if watched := self._watched.get((tenant, job_id)):
-            watched.changed.set()
-
     def _start(self, job: Job, owner: str) -> None:
-        progress = Progress(job, lambda: self._publish(job.tenant, job.id), owner)
+        progress = Progress(job, lambda: self._watches.publish(job.tenant, job.id), owner)
         task = asyncio.create_task(self._work(job, progress), name=f"job {job.id}")
         self._running[task] = progress
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         progress = self._running.pop(task)
-        self._publish(progress.job.tenant, progress.job.id)
+        self._watches.publish(progress.job.tenant, progress.job.id)
         self._wake.set()
 
     async def _work(self, job: Job, progress: Progress) -> None:
