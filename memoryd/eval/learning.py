@@ -42,7 +42,7 @@ from memoryd.eval.learning_rows import (
 )
 from memoryd.eval.learning_steps import DAYS, Steps
 from memoryd.eval.settled import commits, fingerprint_of_files, settle
-from memoryd.learn.asker import asker_path
+from memoryd.learn.asker import DISCUSSIONS, FACTS, asker_path
 from memoryd.running import running_daemon
 
 EX_CONFIG = 78
@@ -201,14 +201,14 @@ def _options(options: argparse.Namespace, questions: dict[str, Questions]) -> di
 
 
 def _models(memory: Memory) -> dict[str, str]:
-    """What the daemon says that it answers with, and the asker that ships for that."""
+    """What the daemon says that it answers with, and the askers that ship for that."""
     used = memory.answer("When does the ferry leave?", mode=Mode.COMPRESSED, max_tokens=1, no_adapter=True, timeout=DAYS).usage
-    asker = asker_path(used.base_model)
+    askers = [path for asks in (FACTS, DISCUSSIONS) if (path := asker_path(used.base_model, asks))]
     return {
         "base model": used.base_model,
         "reader": used.adapter or "none",
         "compressed embeddings": used.compressor,
-        "asker": reader_fingerprint(asker) if asker else "the base model itself",
+        "askers": " ".join(map(reader_fingerprint, askers)) or "the base model itself",
     }
 
 

@@ -1,7 +1,8 @@
 """The local asker: the base model, with the asker that ships for it where there is one, asks for what a passage says.
 
-What is worth asking for is found by its form: names, numbers, dates, what stands in quotes. For each the model writes the
-question that it answers: the reader's task turned round, trained on the same articles (`train_asker.py`).
+Which facts are worth asking for is found by their form: names, numbers, dates, what stands in quotes. For each the model writes
+the question that it answers: the reader's task turned round, trained on the same articles (`train_asker.py`). Of a conversation
+it is also asked what is discussed, by an asker of its own that writes the answer too.
 """
 
 from __future__ import annotations
@@ -9,21 +10,29 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
-from memoryd.engine.request import Generation, TokenIds
+from memoryd.engine.request import DEFAULT_REPEAT_PENALTY, Generation, TokenIds
 from memoryd.errors import FailedPrecondition
 from memoryd.learn.adapter_files import CONFIG, WEIGHTS
+from memoryd.learn.discussion import discussion_request, speakers
 from memoryd.learn.study import Asked
 from memoryd.models import Models
 from memoryd.recall.prompt import TextBlock, assemble
 
 ASKERS = Path(__file__).parent.parent / "assets" / "askers"
+FACTS, DISCUSSIONS = "facts", "discussions"
+"""What an asker asks for."""
 _CARD = "memoryd.json"
 _MOST = 6  # answers of one passage that questions are made for
-_QUESTION_TOKENS = 40
+_SPEAKERS = 2  # of a conversation, that it is asked for: those who speak most
+_WRITING: Mapping[str, Mapping[str, Any]] = {
+    FACTS: {"max_tokens": 40, "stop": ["\n"]},
+    DISCUSSIONS: {"max_tokens": 160, "repeat_penalty": DEFAULT_REPEAT_PENALTY},  # sentences, as answers are
+}
 _COMMON = (  # with a capital they only begin a sentence
     "a|an|the|this|that|these|those|he|she|it|they|we|i|you|his|her|its|their|in|on|at|as|for|from|with|by|to|but|and|or|if"
     "|when|while|there"
@@ -71,38 +80,48 @@ class LocalAsker:
 
     def __init__(self, models: Models) -> None:
         self._models = models
-        self._asker = asker_path(models.info.base_fingerprint)
+        self._askers = {asks: asker_path(models.info.base_fingerprint, asks) for asks in (FACTS, DISCUSSIONS)}
 
     @property
     def name(self) -> str:
-        return f"local model, {'asker' if self._asker else 'untrained'}"
+        return f"local model, {'asker' if self._askers[FACTS] else 'untrained'}"
 
     async def ask(self, text: str, title: str, scope: str = "") -> Asked:
         """See `Asker`."""
         answers = spread(answers_in(text), _MOST)
-        made = await asyncio.gather(*(self._question(text, title, answer, scope) for answer in answers))
-        pairs = [(question, answer) for (question, _, _), answer in zip(made, answers, strict=True) if question.endswith("?")]
-        return Asked(pairs, sum(read for _, read, _ in made), sum(wrote for _, _, wrote in made))
+        made = await asyncio.gather(*(self._write(FACTS, text, title, request_for(answer), scope) for answer in answers))
+        pairs = [(said, answer) for (said, _, _), answer in zip(made, answers, strict=True) if said.endswith("?")]
+        return _asked(pairs, made)
 
-    async def _question(self, text: str, title: str, answer: str, scope: str) -> tuple[str, int, int]:
-        """The question, tokens read, and tokens written."""
-        prompt = assemble(self._models.tokenizer, [TextBlock(text, title)], request_for(answer))
+    async def discuss(self, text: str, title: str, scope: str = "") -> Asked:
+        """See `Asker`. Nothing where no asker of discussions ships for the base model: untrained it writes no such pair."""
+        if self._askers[DISCUSSIONS] is None:
+            return Asked([])
+        requests = [discussion_request(speaker) for speaker in ("", *speakers(text)[:_SPEAKERS])]
+        made = await asyncio.gather(*(self._write(DISCUSSIONS, text, title, request, scope) for request in requests))
+        written = (said.partition("\n") for said, _, _ in made)
+        pairs = [(question.strip(), answer.strip()) for question, _, answer in written if question.strip() and answer.strip()]
+        return _asked(pairs, made)
+
+    async def _write(self, asks: str, text: str, title: str, request: str, scope: str) -> tuple[str, int, int]:
+        """What it writes, tokens read, and tokens written."""
+        prompt = assemble(self._models.tokenizer, [TextBlock(text, title)], request)
         ids = tuple(prompt.token_ids())
-        adapters = [(self._adapter_id, 1.0)] if self._asker else []
-        request = Generation([TokenIds(ids)], _QUESTION_TOKENS, stop=["\n"], adapters=adapters, background=True, scope=scope)
+        path, adapter = self._askers[asks], self._adapter_id(asks)
+        adapters = [(adapter, 1.0)] if path else []
+        generation = Generation([TokenIds(ids)], adapters=adapters, background=True, scope=scope, **_WRITING[asks])
         try:
-            said, wrote = await self._generate(request)
+            said, wrote = await self._generate(generation)
         except FailedPrecondition as error:
-            if error.reason != "ADAPTER_NOT_LOADED" or self._asker is None:
+            if error.reason != "ADAPTER_NOT_LOADED" or path is None:
                 raise
-            config, weights = ((self._asker / name).read_bytes() for name in (CONFIG, WEIGHTS))
-            await self._models.worker.load_adapter(self._adapter_id, config, weights)
-            said, wrote = await self._generate(request)
+            config, weights = ((path / name).read_bytes() for name in (CONFIG, WEIGHTS))
+            await self._models.worker.load_adapter(adapter, config, weights)
+            said, wrote = await self._generate(generation)
         return said.strip(), len(ids), wrote
 
-    @property
-    def _adapter_id(self) -> str:
-        return f"asker-{self._models.info.base_fingerprint[:16]}"  # no memory's: those are ids that `new_id` made
+    def _adapter_id(self, asks: str) -> str:
+        return f"asker-{asks}-{self._models.info.base_fingerprint[:16]}"  # no memory's: those are ids that `new_id` made
 
     async def _generate(self, request: Generation) -> tuple[str, int]:
         said, wrote = "", 0
@@ -112,9 +131,14 @@ class LocalAsker:
         return said, wrote
 
 
-def asker_path(base_fingerprint: str) -> Path | None:
+def _asked(pairs: Sequence[tuple[str, str]], made: Sequence[tuple[str, int, int]]) -> Asked:
+    return Asked(pairs, sum(read for _, read, _ in made), sum(wrote for _, _, wrote in made))
+
+
+def asker_path(base_fingerprint: str, asks: str = FACTS) -> Path | None:
     """The PEFT directory of the asker for this base model; None where none is shipped."""
     for card in sorted(ASKERS.glob(f"*/{_CARD}")):
-        if json.loads(card.read_text())["base_fingerprint"] == base_fingerprint:
+        about = json.loads(card.read_text())
+        if (about["base_fingerprint"], about.get("asks", FACTS)) == (base_fingerprint, asks):
             return card.parent
     return None

@@ -1,5 +1,8 @@
 """The STUDY job: examples of a memory's own passages. An asker makes questions with their answers; what the reader does not
 find again in the passage, what the memory has already, and what tells its own answer, is dropped.
+
+Of conversations it also asks what is discussed, of a chunk at a time since that is said in many turns. No reader finds such an
+answer again word for word: it keeps the sentences that the chunk supports.
 """
 
 from __future__ import annotations
@@ -7,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from memoryd.core import Document, Example, Job, JobKind, Origin, Passage, memory_name
@@ -17,6 +20,7 @@ from memoryd.engine.request import Generation, TokenIds, scope_of
 from memoryd.errors import InvalidArgument, NotFound
 from memoryd.eval.metrics import f1, normalized
 from memoryd.jobs import NotYet, Progress, Stopped
+from memoryd.learn.discussion import speakers, supported
 from memoryd.models import Models
 from memoryd.recall.citation import split_citation
 from memoryd.recall.prompt import TextBlock, assemble
@@ -54,6 +58,23 @@ class Asker(Protocol):
         """Of one passage; `scope` is its tenant's, for what is asked of the worker. Unavailable where it can't be reached now,
         InvalidArgument where it refuses this passage."""
 
+    async def discuss(self, text: str, title: str, scope: str = "") -> Asked:
+        """Of what is discussed in a chunk of a conversation, with answers of a few sentences. Errors are those of `ask`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Studying:
+    """One run of the job."""
+
+    progress: Progress
+    most: int
+    """Examples that are wanted of it."""
+    counts: Counter[str]
+    known: list[set[str]]
+    """The words of each question that the memory has."""
+    discussed: set[tuple[str, int]] = field(default_factory=set)
+    """Chunks: (document, ordinal)."""
+
 
 class StudyJob:
     """Handles JobKind.STUDY. Resumable at every passage: what was added stays. A few memories study at a time, the
@@ -81,13 +102,14 @@ class StudyJob:
             passages = await asyncio.to_thread(self._passages, job, examples)
             passages = passages[: max(_LEAST_PASSAGES, _PASSAGES_PER_EXAMPLE * most)]
             known = [_words(example.question) for example in examples]
+            run = _Studying(progress, most, counts, known)
             begin = job.done if job.stage == "study" else 0
             for number, (document, passage) in enumerate(passages[begin:], start=begin):
                 if counts["examples"] >= most:
                     break
                 progress.note(**counts)
                 progress.step("study", number, len(passages))
-                await self._study(job.tenant, document, passage, known, most, counts, progress)
+                await self._study(document, passage, run)
             progress.show("study", len(passages), len(passages))
             if job.payload.get("then") == JobKind.LEARN and counts["examples"]:
                 gathered = {"gathered": job.create_time.isoformat()}  # what was written later may not have been studied
@@ -128,49 +150,72 @@ class StudyJob:
             if not token:
                 return found
 
-    async def _study(
-        self,
-        tenant: str,
-        document: Document,
-        passage: Passage,
-        known: list[set[str]],
-        most: int,
-        counts: Counter[str],
-        progress: Progress,
-    ) -> None:
+    async def _study(self, document: Document, passage: Passage, run: _Studying) -> None:
         try:
             (text,) = await asyncio.to_thread(self._texts.passages, document, [passage])
-        except (NotFound, ValueError):  # deleted meanwhile
+            chunk = await asyncio.to_thread(self._undiscussed, document, passage, run)
+        except (NotFound, ValueError, KeyError):  # deleted meanwhile
             await self._skip(document)
             return
         try:
-            asked = await self._asker.ask(text, document.title, scope_of(tenant))
+            facts = await self._ask(self._asker.ask, text, document, run)
         except InvalidArgument:  # it is the passage, a content filter say, unless all are refused
-            counts["refused"] += 1
-            if not counts["passages"] and counts["refused"] >= _REFUSED:
+            run.counts["refused"] += 1
+            if not run.counts["passages"] and run.counts["refused"] >= _REFUSED:
                 raise
             return
-        counts.update(passages=1, prompt_tokens=asked.prompt_tokens, output_tokens=asked.output_tokens)
-        progress.note(**counts)  # it is paid for, whatever follows
-        pairs, kept = deque(asked.pairs), list[tuple[str, str, Sequence[str]]]()
-        wanted = min(_PER_PASSAGE, most - counts["examples"])
-        while pairs and len(kept) < wanted:
-            some = _candidates(pairs, known, wanted - len(kept), counts)
-            said = await asyncio.gather(*(self._read(tenant, text, document.title, question) for question, _ in some))
-            for (question, answer), read in zip(some, said, strict=True):
-                if f1(read, [answer]) < _FOUND_AGAIN:
-                    counts["unanswerable"] += 1
-                else:
-                    known.append(_words(question))
-                    kept.append((question, answer, [document.id]))
+        run.counts["passages"] += 1
+        run.progress.note(**run.counts)  # it is paid for, whatever follows
+        kept = await self._found_again(facts.pairs, text, document, run)
+        more = run.most - run.counts["examples"] - len(kept)
+        if chunk and more:
+            with suppress(InvalidArgument):
+                discussed = await self._ask(self._asker.discuss, chunk, document, run)
+                run.progress.note(**run.counts)
+                kept += _supported(discussed.pairs, chunk, run, more)
         if not kept:
             return
+        rows = [(question, answer, [document.id]) for question, answer in kept]
+        adding = (document.tenant, document.memory, rows, Origin.SELF_STUDY, None)
         try:
-            _, held = await asyncio.to_thread(self._ledger.add_examples, tenant, document.memory, kept, Origin.SELF_STUDY, None)
+            _, held = await asyncio.to_thread(self._ledger.add_examples, *adding)
         except NotFound:  # the document is deleted: so is what was asked of it
             await self._skip(document)
             return
-        counts.update(examples=len(kept) - held, duplicates=held)
+        run.counts.update(examples=len(kept) - held, duplicates=held)
+
+    def _undiscussed(self, document: Document, passage: Passage, run: _Studying) -> str:
+        """The text of the passage's chunk, where that is of a conversation and no other passage of it came before. Blocks."""
+        key = (passage.document, passage.chunk)
+        if key in run.discussed:
+            return ""
+        run.discussed.add(key)
+        text = self._texts.chunk(document, self._ledger.get_chunks(document.tenant, [key])[key])
+        return text if speakers(text) else ""
+
+    async def _ask(
+        self, ask: Callable[[str, str, str], Awaitable[Asked]], text: str, document: Document, run: _Studying
+    ) -> Asked:
+        asked = await ask(text, document.title, scope_of(document.tenant))
+        run.counts.update(prompt_tokens=asked.prompt_tokens, output_tokens=asked.output_tokens)
+        return asked
+
+    async def _found_again(
+        self, asked: Sequence[tuple[str, str]], text: str, document: Document, run: _Studying
+    ) -> list[tuple[str, str]]:
+        """Those that the reader answers as the asker did, as many as are kept of one passage."""
+        pairs, kept = deque(asked), list[tuple[str, str]]()
+        wanted = min(_PER_PASSAGE, run.most - run.counts["examples"])
+        while pairs and len(kept) < wanted:
+            some = _candidates(pairs, run.known, wanted - len(kept), run.counts)
+            said = await asyncio.gather(*(self._read(document.tenant, text, document.title, question) for question, _ in some))
+            for (question, answer), read in zip(some, said, strict=True):
+                if f1(read, [answer]) < _FOUND_AGAIN:
+                    run.counts["unanswerable"] += 1
+                else:
+                    run.known.append(_words(question))
+                    kept.append((question, answer))
+        return kept
 
     async def _skip(self, document: Document) -> None:
         """What is deleted. NotFound where that is all of the memory."""
@@ -193,6 +238,19 @@ class StudyJob:
 def tells(question: str, answer: str) -> bool:
     """Whether the question holds its own answer."""
     return f" {normalized(answer)} " in f" {normalized(question)} "
+
+
+def _supported(asked: Sequence[tuple[str, str]], text: str, run: _Studying, most: int) -> list[tuple[str, str]]:
+    """Those with what the text supports of their answers, up to so many."""
+    pairs, kept = deque(asked), list[tuple[str, str]]()
+    while pairs and len(kept) < most:
+        for question, answer in _candidates(pairs, run.known, 1, run.counts):
+            if said := supported(answer, text):
+                run.known.append(_words(question))
+                kept.append((question, said))
+            else:
+                run.counts["unanswerable"] += 1
+    return kept
 
 
 def _candidates(

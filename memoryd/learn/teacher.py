@@ -17,7 +17,13 @@ _PROMPT = (
     "must be understood without seeing the passage, and be answered by it. Answer each in as few words as possible, in the "
     'passage\'s own words. Reply with nothing but a JSON array: [{{"question": "…", "answer": "…"}}]\n\n{title}{text}'
 )
+_DISCUSSIONS = (
+    "Write up to {count} questions about what is discussed in the conversation below: what was talked about or decided, or what"
+    " somebody thought of it. Each must be understood without seeing the conversation. Answer each in two to four sentences,"
+    ' from the conversation alone. Reply with nothing but a JSON array: [{{"question": "…", "answer": "…"}}]\n\n{title}{text}'
+)
 _QUESTIONS = 6
+_LONG_QUESTIONS = 3
 _OF_WHAT_WAS_SENT = {400, 413, 422}  # a content filter, or a passage that is too long for the model
 _ARRAY = re.compile(r"\[\s*\{")  # its beginning
 _TRIES = 32  # beginnings of arrays that are looked at
@@ -43,9 +49,15 @@ class Teacher:
     async def ask(self, text: str, title: str, scope: str = "") -> Asked:
         """Unavailable where it can't be reached or is too busy, which is tried for ever; InvalidArgument where it refuses
         what was sent; FailedPrecondition where it refuses all the same or is no such endpoint."""
+        return await self._ask(_PROMPT.format(count=_QUESTIONS, title=f"{title}\n" if title else "", text=text))
+
+    async def discuss(self, text: str, title: str, scope: str = "") -> Asked:
+        """As `ask`."""
+        return await self._ask(_DISCUSSIONS.format(count=_LONG_QUESTIONS, title=f"{title}\n" if title else "", text=text))
+
+    async def _ask(self, content: str) -> Asked:
         import openai
 
-        content = _PROMPT.format(count=_QUESTIONS, title=f"{title}\n" if title else "", text=text)
         try:
             reply = await self._client.chat.completions.create(
                 model=self._model, messages=[{"role": "user", "content": content}]

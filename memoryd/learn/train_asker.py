@@ -1,10 +1,10 @@
-"""Trains the asker that ships: the reader's task turned round, on SQuAD's articles.
+"""Trains the askers that ship: of facts on SQuAD's articles, of discussions on QMSum's meetings.
 
-    python -m memoryd.learn.train_asker --data DIR --out DIR [--packs N] [--name smollm2-135m-instruct]
+    python -m memoryd.learn.train_asker --data DIR --out DIR [--asks discussions] [--packs N] [--name smollm2-135m-instruct]
 
-A pack is a passage with all its answers: for each the question that was asked of it. Training is that of memories' adapters
-(`learner.py`), so it goes on where it was stopped; at the end what was trained is written out with its model card. A tenth of
-the articles is held out: the loss on them, before training and of what is written out, is in the card and in the metrics.
+A pack is a passage with all that is asked of it (`asker_data.py`). Training is that of memories' adapters (`learner.py`), so it
+goes on where it was stopped; at the end what was trained is written out with its model card. A tenth of the articles, or
+meetings, is held out: the loss on them, before training and of what is written out, is in the card and in the metrics.
 """
 
 from __future__ import annotations
@@ -12,109 +12,75 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import random
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from memoryd.engine.base_model import EMBEDDED_MODEL, ensure_base_model
-from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import FailedPrecondition, MemorydError
 from memoryd.learn import checkpoint
 from memoryd.learn.adapter_files import CONFIG, WEIGHTS
-from memoryd.learn.asker import ASKERS, request_for
-from memoryd.learn.reader_data import load_article, read_rows
+from memoryd.learn.asker import ASKERS, DISCUSSIONS, FACTS
+from memoryd.learn.asker_data import PASSAGES, packs_of, split
 from memoryd.learn.soft_packing import SoftPack, predict
-from memoryd.recall.prompt import TextBlock, assemble
 
 if TYPE_CHECKING:
     from memoryd.engine.adapters import Adapters
     from memoryd.engine.base_model import BaseModel
     from memoryd.engine.request import LearnEvent, Learning
 
-_MOST = 8  # questions of a pack
-_HELD_OUT = 0.1  # of the articles
 _HELD_OUT_PACKS = 40  # both measurements of them take about a twentieth of the time of training on 600
 _RUN = "run.json"
 _SAY_EVERY = 5  # steps
 _ASKER = "asker"
 _CARD = """---
-license: cc-by-sa-4.0
+license: {license}
 library_name: peft
 tags: [lora, question-generation]
 ---
-# Asker for {name}
+# Asker for {name}: {asks}
 
-The LoRA that makes {name} write the question that a given answer answers, with the passage before it. memoryd's self-study
-uses it to make examples of a memory's own passages. Trained on SQuAD 1.1 ({articles} Wikipedia articles, CC BY-SA 4.0): {packs}
-passages, {tokens:,} positions, {minutes:.0f} minutes on a CPU; LoRA r={rank}, alpha={alpha:g}. The base is {name}, Apache-2.0.
-Limits: English, and questions of SQuAD's kind: short facts.
+The LoRA that makes {name} write {writes}, with the passage before it. memoryd's self-study uses it to make examples of a
+memory's own passages. Trained on {data}: {packs} passages of {articles} {articles_are}, {tokens:,} positions,
+{minutes:.0f} minutes on a CPU; LoRA r={rank}, alpha={alpha:g}. The base is {name}, Apache-2.0. Limits: English, and {limits}.
 
-| loss on the questions only | |
+| loss on what it writes | |
 |---|---|
 | in training, mean of the last tenth of the steps | {loss:.2f} |
-| on {held_out_packs} passages of {held_out_articles} held-out articles, before training | {before:.2f} |
+| on {held_out_packs} passages of {held_out_articles} held-out {articles_are}, before training | {before:.2f} |
 | on the same, after training | {after:.2f} |
 
-Made by `python -m memoryd.learn.train_asker`.
+Made by `python -m memoryd.learn.train_asker --asks {asks}`.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """`asked` are the questions that it answers, each with its answer."""
-
-    title: str
-    text: str
-    asked: tuple[tuple[str, str], ...]
-
-
-def passages_of(folder: Path, tokenizer: TextTokenizer) -> list[Passage]:
-    """All passages of SQuAD's articles that answer a question."""
-    found: list[Passage] = []
-    for row in read_rows(folder / "squad.jsonl.xz"):
-        article = load_article(row, tokenizer, RetrievalTokenizer())
-        by_passage: dict[int, list[tuple[str, str]]] = {}
-        for (question, answers), gold in zip(article.questions, article.gold, strict=True):
-            for passage in gold:
-                by_passage.setdefault(passage, []).append((question, answers[0]))
-        found += (Passage(article.title, article.passages[n], tuple(asked)) for n, asked in sorted(by_passage.items()))
-    return found
-
-
-def split(passages: Sequence[Passage], seed: int) -> tuple[list[Passage], list[Passage]]:
-    """Those to train on, and those of the held-out articles, which `seed` chooses: a tenth of all, one at least."""
-    titles = sorted({passage.title for passage in passages})
-    held_out = random.Random(seed).sample(titles, max(1, round(_HELD_OUT * len(titles))))
-    return [p for p in passages if p.title not in held_out], [p for p in passages if p.title in held_out]
-
-
-def packs_of(passages: Sequence[Passage], tokenizer: TextTokenizer, eos: int, count: int, seed: int) -> list[SoftPack]:
-    """At most `count` of the passages, drawn by `seed`, each with the questions that it answers."""
-    r = random.Random(seed)
-    packs: list[SoftPack] = []
-    for passage in r.sample(passages, len(passages))[:count]:
-        questions = []
-        context: tuple[int, ...] = ()
-        for question, answer in r.sample(passage.asked, min(_MOST, len(passage.asked))):
-            prompt = assemble(tokenizer, [TextBlock(passage.text, passage.title)], request_for(answer))
-            ids, cut = tuple(prompt.token_ids()), prompt.context_tokens
-            context = ids[:cut]
-            questions.append((ids[cut:], (*tokenizer.encode(question), eos)))
-        packs.append(SoftPack((), (context,), tuple(questions)))
-    return packs
+_ABOUT = {
+    FACTS: {
+        "license": "cc-by-sa-4.0",
+        "writes": "the question that a given answer answers",
+        "data": "SQuAD 1.1 (Wikipedia, CC BY-SA 4.0)",
+        "articles_are": "articles",
+        "limits": "questions of SQuAD's kind: short facts",
+    },
+    DISCUSSIONS: {
+        "license": "mit",
+        "writes": "a question about a conversation and its answer in a few sentences",
+        "data": "QMSum (MIT)",
+        "articles_are": "meetings",
+        "limits": "questions of QMSum's kind: what was discussed in a meeting, and what somebody said of it",
+    },
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed."""
     parser = argparse.ArgumentParser(prog="train_asker", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder with squad.jsonl.xz")
+    parser.add_argument("--data", type=Path, required=True, help="folder with squad.jsonl.xz or qmsum.jsonl.xz")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and metrics; a run found there goes on")
+    parser.add_argument("--asks", choices=sorted(PASSAGES), default=FACTS, help=f"what for [{FACTS}]")
     parser.add_argument("--packs", type=int, default=600)
     parser.add_argument("--name", default=EMBEDDED_MODEL)
     parser.add_argument("--data-dir", type=Path, default=Path("~/.memoryd").expanduser(), help="converted base models")
@@ -126,29 +92,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(options.threads)
     try:
-        train(options.name, options.packs, options.data, options.out, options.data_dir, options.assets, options.dtype)
+        train(options)
     except (MemorydError, OSError) as error:
         print(f"train_asker: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def train(name: str, count: int, data: Path, out: Path, data_dir: Path, assets: Path, dtype: str = "float32") -> None:
-    """Train on `count` packs, or go on with the run in `out`, and write the asker of the base model `name` into `assets`.
+def train(options: argparse.Namespace) -> None:
+    """Train on so many packs, or go on with the run in `--out`, and write the asker of the base model into `--assets`.
 
-    FailedPrecondition where the run in `out` is another one; InvalidArgument where `data` has too few articles.
+    FailedPrecondition where the run in `--out` is another one; InvalidArgument where the data has too few articles.
     """
     from memoryd.engine.adapters import ALL_LINEAR, Adapters
     from memoryd.engine.base_model import load_base_model
     from memoryd.engine.request import Learning, LearnSettings
     from memoryd.learn.learner import RESULT
 
-    path = ensure_base_model(name, data_dir)
-    base = load_base_model(path, dtype)
+    name, asks, out = options.name, options.asks, options.out
+    path = ensure_base_model(name, options.data_dir)
+    base = load_base_model(path, options.dtype)
     adapters, tokenizer = Adapters(base), TextTokenizer(path)
     settings = LearnSettings(8, 16.0, ALL_LINEAR, 5e-4, epochs=1, batch=4)
-    shown, hidden = split(passages_of(data, tokenizer), settings.seed)
-    packs = packs_of(shown, tokenizer, base.eos_ids[0], count, settings.seed)
+    shown, hidden = split(PASSAGES[asks](options.data, tokenizer), settings.seed)
+    packs = packs_of(shown, tokenizer, base.eos_ids[0], options.packs, settings.seed)
     held_out = packs_of(hidden, tokenizer, base.eos_ids[0], _HELD_OUT_PACKS, settings.seed)
     begin(out, base.fingerprint, packs, held_out, asdict(settings))
 
@@ -162,12 +129,13 @@ def train(name: str, count: int, data: Path, out: Path, data_dir: Path, assets: 
     loss = mean(row["loss"] for row in rows[-max(1, len(rows) // 10) :])
     print(f"loss {loss:.3f} at the end, held-out loss {after:.3f} after training", flush=True)
 
-    target = assets / Path(name).name
+    target = options.assets / folder_name(name, asks)
     target.mkdir(parents=True, exist_ok=True)
     for file in (CONFIG, WEIGHTS):
         shutil.copyfile(out / RESULT / file, target / file)
     about: dict[str, Any] = {
         "base_model": name,
+        "asks": asks,
         "base_fingerprint": base.fingerprint,
         "packs": len(packs),
         "loss": round(loss, 4),
@@ -177,7 +145,9 @@ def train(name: str, count: int, data: Path, out: Path, data_dir: Path, assets: 
     }
     (target / "memoryd.json").write_text(json.dumps(about, indent=1) + "\n")
     card = _CARD.format(
+        **_ABOUT[asks],
         name=name,
+        asks=asks,
         articles=len({passage.title for passage in shown}),
         packs=len(packs),
         tokens=last.tokens,
@@ -191,6 +161,11 @@ def train(name: str, count: int, data: Path, out: Path, data_dir: Path, assets: 
         after=after,
     )
     (target / "README.md").write_text(card)
+
+
+def folder_name(name: str, asks: str) -> str:
+    """Among the askers that ship."""
+    return Path(name).name if asks == FACTS else f"{Path(name).name}-{asks}"
 
 
 def begin(

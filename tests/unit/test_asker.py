@@ -15,7 +15,8 @@ from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import FailedPrecondition, Unavailable
 from memoryd.learn import asker as module
 from memoryd.learn.adapter_files import CONFIG, WEIGHTS
-from memoryd.learn.asker import LocalAsker, answers_in, asker_path, request_for, spread
+from memoryd.learn.asker import DISCUSSIONS, LocalAsker, answers_in, asker_path, request_for, spread
+from memoryd.learn.discussion import discussion_request
 from memoryd.learn.study import Asked
 from tests.unit.learning_parts import INFO, Worker, models, plain_tokenizer, prompt_of
 
@@ -130,7 +131,59 @@ async def test_a_worker_that_is_down_is_told(tokenizer: TextTokenizer) -> None:
         await LocalAsker(models(worker, tokenizer)).ask("he met Mr Fogg", "")
 
 
+# --- what is discussed in a conversation ---
+
+TALK = "Ann: The wall leaks.\nBob: In spring then.\nAnn: Good.\nCleo: Fine.\n"
+
+
+async def test_a_conversation_is_asked_for_what_is_discussed_and_by_whom(
+    shipped: Path, ships_discussions: None, tokenizer: TextTokenizer
+) -> None:
+    says = {"": "What of the wall?\nIt leaks.\nSo they say.", "Ann": "No answer?", "Bob": " What did Bob want? \n\n Spring. "}
+
+    def write(request: Generation) -> str:
+        prompt = prompt_of(tokenizer, request)
+        return next(said for speaker, said in says.items() if f"\n{discussion_request(speaker)}\n" in prompt)
+
+    worker = Worker(write)
+    asked = await LocalAsker(models(worker, tokenizer)).discuss(TALK, "Talk", "red's")
+    assert asked.pairs == [("What of the wall?", "It leaks.\nSo they say."), ("What did Bob want?", "Spring.")]
+    ((name, (config, _)),) = worker.loaded.items()
+    assert config == b"config of talk"
+    made = worker.asked[-3:]
+    assert all(f"[1] Talk\n{TALK}" in prompt_of(tokenizer, request) for request in made)
+    assert {(r.scope, tuple(r.adapters), tuple(r.stop), r.background) for r in made} == {("red's", ((name, 1.0),), (), True)}
+    assert all(request.repeat_penalty > 0 for request in made), "it goes round in circles else"
+    assert (asked.prompt_tokens > 0, asked.output_tokens > 0) == (True, True)
+
+
+async def test_facts_and_discussions_have_an_asker_each(
+    shipped: Path, ships_discussions: None, tokenizer: TextTokenizer
+) -> None:
+    worker = Worker(lambda request: "Who was it?")
+    asker = LocalAsker(models(worker, tokenizer))
+    await asker.ask("he met Mr Fogg", "")
+    await asker.discuss(TALK, "")
+    assert {config for config, _ in worker.loaded.values()} == {b"config of ours", b"config of talk"}
+
+
+async def test_where_no_asker_of_discussions_ships_none_is_asked_for(shipped: Path, tokenizer: TextTokenizer) -> None:
+    worker = Worker()
+    assert await LocalAsker(models(worker, tokenizer)).discuss(TALK, "") == Asked([])
+    assert worker.asked == []
+
+
 # --- the asker that ships for a base model ---
+
+
+@pytest.fixture
+def ships_discussions(shipped: Path) -> None:
+    """One for discussions too, for the base model in use."""
+    folder = shipped / "ours-discussions"
+    folder.mkdir()
+    (folder / "memoryd.json").write_text(json.dumps({"base_fingerprint": INFO.base_fingerprint, "asks": DISCUSSIONS}))
+    (folder / CONFIG).write_bytes(b"config of talk")
+    (folder / WEIGHTS).write_bytes(b"weights of talk")
 
 
 @pytest.fixture
@@ -148,6 +201,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_is_found_by_the_base_model(shipped: Path) -> None:
     assert asker_path(INFO.base_fingerprint) == shipped / "ours"
     assert asker_path("c" * 64) is None
+    assert asker_path(INFO.base_fingerprint, DISCUSSIONS) is None
 
 
 def test_where_none_ships_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

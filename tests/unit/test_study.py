@@ -36,6 +36,9 @@ class Asking:
         self.then: Callable[[int], object] = lambda count: None
         self.refuses: set[int] = set()
         """Passages, by the order in which they come."""
+        self.discussions: dict[str, Pairs] = {}
+        self.discussed: list[str] = []
+        self.refuses_to_discuss = False
         self.stands: asyncio.Event | None = None
 
     async def ask(self, text: str, title: str, scope: str = "") -> Asked:
@@ -47,6 +50,13 @@ class Asking:
         if self.stands:
             await self.stands.wait()
         return Asked(self.of.get(text, []), prompt_tokens=100, output_tokens=10)
+
+    async def discuss(self, text: str, title: str, scope: str = "") -> Asked:
+        assert scope == scope_of(TENANT)
+        self.discussed.append(text)
+        if self.refuses_to_discuss:
+            raise InvalidArgument("the teacher refuses a passage")
+        return Asked(self.discussions.get(text, []), prompt_tokens=1000, output_tokens=100)
 
 
 class Study:
@@ -253,6 +263,74 @@ async def test_no_more_than_three_are_kept_of_a_passage(study: Study) -> None:
 async def test_nothing_is_asked_for_nothing(study: Study) -> None:
     receipt = await study.run()
     assert (receipt["passages"], receipt["examples"], study.examples) == (0, 0, [])
+
+
+# --- what is discussed in conversations ---
+
+TALK = "Ann: The harbour wall leaks.\nBob: Mend it in spring, before the ferry season."
+SAID = "Ann thinks that the harbour wall leaks. Bob would mend it in spring, before the ferry season."
+ABOUT = ("What was said of the wall?", SAID)
+
+
+def write_talk(study: Study, talk: str = TALK, *facts: tuple[str, str]) -> Document:
+    """One chunk, whose passages are its turns; the facts are asked of the second."""
+    document = study.lab.write(talk)
+    assert (document.chunk_count, document.passage_count) == (1, 2)
+    study.asker.of[talk.partition("\n")[2]] = list(facts)
+    study.reads |= dict(facts)
+    return document
+
+
+async def test_of_a_conversation_it_is_also_asked_what_is_discussed(study: Study) -> None:
+    document = write_talk(study, TALK, ("Who wants spring?", "Bob"))
+    study.write("Caroline moved to Lisbon: it was in May.", ("Where did she move?", "Lisbon"))
+    study.asker.discussions[TALK] = [ABOUT]
+    receipt = await study.run()
+    assert study.asker.discussed == [TALK], "of a conversation, and of nothing else"
+    made = {(e.question, e.answer, e.documents, e.origin) for e in study.examples}
+    assert (*ABOUT, (document.id,), Origin.SELF_STUDY) in made
+    assert (receipt["passages"], receipt["questions"], receipt["examples"], len(made)) == (3, 3, 3, 3)
+    assert (receipt["prompt_tokens"], receipt["output_tokens"]) == (1300, 130)
+
+
+async def test_of_an_answer_the_sentences_stay_that_the_conversation_supports(study: Study) -> None:
+    write_talk(study)
+    made_up = "The mayor of Lisbon promised nine million euros for it."
+    study.asker.discussions[TALK] = [(ABOUT[0], f"{ABOUT[1]} {made_up}"), ("What did the mayor say of money?", made_up)]
+    receipt = await study.run()
+    assert [(e.question, e.answer) for e in study.examples] == [ABOUT]
+    assert (receipt["unanswerable"], receipt["examples"]) == (1, 1)
+    assert study.worker.asked == [], "no reader finds such an answer again"
+
+
+async def test_a_chunk_is_discussed_once_though_it_has_many_passages(study: Study) -> None:
+    turns = [f"{'Ann' if n % 2 else 'Bob'}: I say for the {n}th time that it rains.\n" for n in range(12)]
+    document = study.lab.write("".join(turns))
+    await study.run()
+    assert len(study.asker.asked) == document.passage_count
+    assert len(study.asker.discussed) == document.chunk_count < document.passage_count
+
+
+async def test_no_more_is_discussed_than_is_wanted(study: Study) -> None:
+    write_talk(study)
+    study.asker.discussions[TALK] = [ABOUT, ("What did Bob want to do?", SAID)]
+    assert (await study.run(max_examples="1"))["examples"] == len(study.examples) == 1
+
+
+async def test_where_the_facts_are_enough_nothing_is_discussed(study: Study) -> None:
+    document = study.lab.write("Ann: It is Bob.\nBob: No.")
+    assert document.passage_count == 1
+    study.asker.of["Ann: It is Bob.\nBob: No."] = [("Who is it?", "Bob")]
+    study.reads["Who is it?"] = "Bob"
+    assert (await study.run(max_examples="1"))["examples"] == 1
+    assert study.asker.discussed == []
+
+
+async def test_a_teacher_that_refuses_to_discuss_has_asked_for_facts_all_the_same(study: Study) -> None:
+    study.asker.refuses_to_discuss = True
+    write_talk(study, TALK, ("Who wants spring?", "Bob"))
+    receipt = await study.run()
+    assert (receipt["examples"], receipt["passages"], receipt["refused"]) == (1, 2, 0)
 
 
 # --- how many ---

@@ -94,6 +94,15 @@ async def test_the_passage_is_sent_with_its_title_and_the_key(endpoint: Endpoint
     assert '[{"question": "…", "answer": "…"}]' in message["content"]
 
 
+async def test_what_is_discussed_is_asked_for_in_sentences(endpoint: Endpoint) -> None:
+    teacher = Teacher(endpoint.url, "teacher-1", KEY)
+    assert (await teacher.discuss(f"Ann: {TEXT} {{so}}\nBob: I see.", TITLE)).pairs == PAIRS
+    ((_, _, sent),) = endpoint.seen
+    content = sent["messages"][0]["content"]
+    assert content.endswith(f"\n\n{TITLE}\nAnn: {TEXT} {{so}}\nBob: I see.")
+    assert "sentences" in content
+
+
 async def test_braces_in_a_passage_are_its_own(endpoint: Endpoint) -> None:
     await Teacher(endpoint.url, "m").ask("{count} {text} {", "")
     ((_, key, sent),) = endpoint.seen

@@ -15,8 +15,10 @@ from memoryd.engine.base_model import load_base_model
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.errors import FailedPrecondition
 from memoryd.learn import asker, checkpoint
+from memoryd.learn.asker_data import Passage, discussions_of, facts_of, packs_of, split
+from memoryd.learn.discussion import discussion_request
 from memoryd.learn.soft_packing import SoftPack
-from memoryd.learn.train_asker import Passage, begin, loss_of, main, packs_of, passages_of, split
+from memoryd.learn.train_asker import begin, loss_of, main
 from tests.tiny_models import make_tiny_model
 from tests.unit.test_reader_data import folder
 
@@ -30,15 +32,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train(model: Path, folder: Path, tmp_path: Path) -> Callable[[int], int]:
+def train(model: Path, folder: Path, tmp_path: Path) -> Callable[..., int]:
     """Trains on so many packs in `run`, and writes into `askers`."""
     kept = ["--data", str(folder), "--out", str(tmp_path / "run"), "--assets", str(tmp_path / "askers"), "--threads", "1"]
-    return lambda packs: main([*kept, "--packs", str(packs), "--name", str(model), "--data-dir", str(tmp_path)])
+    kept += ["--name", str(model), "--data-dir", str(tmp_path)]
+    return lambda packs, *more: main([*kept, "--packs", str(packs), *more])
 
 
 def test_a_pack_is_a_passage_with_the_questions_that_it_answers(model: Path, folder: Path) -> None:
     tokenizer = TextTokenizer(model)
-    passages = passages_of(folder, tokenizer)
+    passages = facts_of(folder, tokenizer)
     packs = packs_of(passages, tokenizer, 2, count=5, seed=1)
     assert len(packs) == 5
     for pack in packs:
@@ -54,6 +57,36 @@ def test_a_pack_is_a_passage_with_the_questions_that_it_answers(model: Path, fol
     assert packs == packs_of(passages, tokenizer, 2, count=5, seed=1)
 
 
+def test_of_a_meeting_the_question_is_written_with_its_answer_after_the_chunk_that_supports_it(
+    model: Path, folder: Path
+) -> None:
+    tokenizer = TextTokenizer(model)
+    passages = discussions_of(folder, tokenizer)
+    assert [passage.title for passage in passages] == ["0", "1"]
+    for passage in passages:
+        assert "remote number 7 is good" in passage.text
+        wanted = "What about remote number 7?\nSpeaker 1 thinks that remote number 7 is good."
+        assert passage.asked == ((discussion_request(), wanted),)
+    (pack, _) = packs_of(passages, tokenizer, 2, count=5, seed=1)
+    ((asked, said),) = pack.questions
+    assert discussion_request() in tokenizer.decode(asked)
+    assert (tokenizer.decode(said[:-1]), said[-1]) == (wanted, 2)
+
+
+def test_an_asker_of_discussions_is_trained_beside_that_of_facts(
+    train: Callable[..., int], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(2, "--asks", "discussions") == 0
+    monkeypatch.setattr(asker, "ASKERS", tmp_path / "askers")
+    base = load_base_model(model).fingerprint
+    assert asker.asker_path(base) is None
+    found = asker.asker_path(base, "discussions")
+    assert found is not None
+    card = (found / "README.md").read_text()
+    assert "--asks discussions" in card
+    assert "1 held-out meetings" in card
+
+
 def test_a_tenth_of_the_articles_is_held_out_whole() -> None:
     passages = [Passage(f"Article {n % 40}", f"text {n}", (("Who?", "he"),)) for n in range(120)]
     shown, held_out = split(passages, seed=1)
@@ -66,7 +99,7 @@ def test_a_tenth_of_the_articles_is_held_out_whole() -> None:
 
 
 def test_what_is_trained_is_found_by_its_base_model(
-    train: Callable[[int], int], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., int], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train(3) == 0
     monkeypatch.setattr(asker, "ASKERS", tmp_path / "askers")
@@ -77,7 +110,7 @@ def test_what_is_trained_is_found_by_its_base_model(
 
 
 def test_it_says_how_it_does_on_articles_that_it_has_not_seen(
-    train: Callable[[int], int], model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Callable[..., int], model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(20) == 0
     shipped = tmp_path / "askers" / model.name
@@ -86,7 +119,7 @@ def test_it_says_how_it_does_on_articles_that_it_has_not_seen(
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5]  # 0 is before training; 4 packs in a step
 
     tokenizer, base = TextTokenizer(model), load_base_model(model)
-    _, hidden = split(passages_of(folder, tokenizer), seed=1)
+    _, hidden = split(facts_of(folder, tokenizer), seed=1)
     held_out = packs_of(hidden, tokenizer, base.eos_ids[0], about["held_out_packs"], seed=1)
     adapters = Adapters(base)
     adapters.load("shipped", shipped)
@@ -104,7 +137,7 @@ def test_it_says_how_it_does_on_articles_that_it_has_not_seen(
 
 
 def test_the_loss_of_training_is_that_of_the_last_tenth_of_its_steps(
-    train: Callable[[int], int], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., int], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"step": 0, "held_out_loss": 9.0}, *({"step": n, "loss": float(n)} for n in range(1, 31))]
     monkeypatch.setattr(checkpoint, "metrics", lambda out: rows)
@@ -114,7 +147,7 @@ def test_the_loss_of_training_is_that_of_the_last_tenth_of_its_steps(
 
 
 def test_a_run_goes_on_with_as_many_packs_only(
-    train: Callable[[int], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    train: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(8) == 0
     metrics = (tmp_path / "run" / checkpoint.METRICS).read_text()
