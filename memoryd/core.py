@@ -152,7 +152,12 @@ class Passage:
 
     @property
     def id(self) -> str:
-        return f"{self.document}-{self.ordinal}"
+        return passage_id(self.document, self.ordinal)
+
+
+def passage_id(document: str, ordinal: int) -> str:
+    """What a passage is called: ordinals count from 0."""
+    return f"{document}-{ordinal}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,8 +126,8 @@ class CompressJob:
 
     async def _compress_chunks(self, document: Document, chunks: list[Chunk]) -> None:
         fingerprint = self._models.info.compressor.fingerprint
-        texts = await asyncio.to_thread(lambda: [self._texts.chunk(document, c) for c in chunks])
-        ids = [self._models.tokenizer.encode(text) for text in texts]
+        encode = self._models.tokenizer.encode
+        ids = await asyncio.to_thread(lambda: [encode(self._texts.chunk(document, c)) for c in chunks])
         made = await self._models.worker.compress(ids, fingerprint)
 
         def store() -> bool:

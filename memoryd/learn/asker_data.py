@@ -16,14 +16,15 @@ from pathlib import Path
 from memoryd.engine.retrieval_tokenizer import RetrievalTokenizer
 from memoryd.engine.tokenizer import TextTokenizer
 from memoryd.learn.asker import DISCUSSIONS, FACTS, request_for
-from memoryd.learn.bm25 import Bm25
-from memoryd.learn.discussion import discussion_request, speakers, supported
+from memoryd.learn.bm25 import Bm25, words
+from memoryd.learn.discussion import discussion_request, sentences, speakers, supported
 from memoryd.learn.reader_data import chunks_of, load_article, read_rows, title_of
 from memoryd.learn.soft_packing import SoftPack
 from memoryd.recall.prompt import TextBlock, assemble
 
 _MOST = 8  # questions of a pack
 _HELD_OUT = 0.1  # of the articles
+_LEAST_WORDS = 20  # of what a chunk supports of an answer: an asker that saw shorter ones wrote one sentence and no more
 _OF_ALL = re.compile("summari[sz]e (the )?(whole )?meeting|what was (the meeting|discussed in the meeting)", re.IGNORECASE)
 
 
@@ -50,7 +51,7 @@ def facts_of(folder: Path, tokenizer: TextTokenizer) -> list[Passage]:
 
 
 def discussions_of(folder: Path, tokenizer: TextTokenizer) -> list[Passage]:
-    """The chunk of QMSum's meetings that a question is about most, for all whose answer it supports."""
+    """The chunk of QMSum's meetings that a question is about most, for all of whose answer it supports a few sentences."""
     found: list[Passage] = []
     for row in read_rows(folder / "qmsum.jsonl.xz"):
         texts = [text for _, text in chunks_of(row["text"], tokenizer, RetrievalTokenizer())]
@@ -59,7 +60,8 @@ def discussions_of(folder: Path, tokenizer: TextTokenizer) -> list[Passage]:
         for qa in row["qa"]:
             question, answer = " ".join(qa["question"].split()), qa["answers"][0]
             best = index.ranked(f"{question} {answer}")[0]
-            if not _OF_ALL.match(question) and (kept := supported(answer, texts[best])):
+            kept = supported(answer, texts[best])
+            if not _OF_ALL.match(question) and len(words(kept)) >= _LEAST_WORDS and len(sentences(kept)) > 1:
                 named = (who for who in speakers(texts[best]) if who in question)
                 by_chunk.setdefault(best, []).append((discussion_request(next(named, "")), f"{question}\n{kept}"))
         found += (Passage(title_of(row["id"]), texts[n], tuple(asked)) for n, asked in sorted(by_chunk.items()))

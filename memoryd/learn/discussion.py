@@ -23,10 +23,12 @@ _SAY_NOTHING = set(
 
 
 def speakers(text: str) -> list[str]:
-    """Those who speak in it, by the number of their turns; nobody where it is no conversation of two or more."""
+    """Those who speak in it, by the number of their turns; nobody where it is no conversation: what has a turn on most of its
+    lines, of two or more, one of whom speaks again. The head of a mail and a list of notes are none."""
     turns = [turn["who"] for turn in _TURN.finditer(text)]
     found = sorted(dict.fromkeys(turns), key=turns.count, reverse=True)
-    return found if len(found) > 1 else []
+    lines = sum(bool(line.strip()) for line in text.splitlines())
+    return found if 1 < len(found) < len(turns) and 2 * len(turns) > lines else []
 
 
 def discussion_request(speaker: str = "") -> str:
@@ -35,11 +37,16 @@ def discussion_request(speaker: str = "") -> str:
     return f"Ask {what}, then answer it in a few sentences."
 
 
+def sentences(text: str) -> list[str]:
+    """In order."""
+    return _SENTENCE.split(text.strip())
+
+
 def supported(answer: str, text: str) -> str:
     """The answer's whole sentences whose words stand in the text for the most part, each once; empty where that is too little
     to be an answer."""
     there, kept = set(words(text)), list[str]()
-    for sentence in _SENTENCE.split(answer.strip()):
+    for sentence in sentences(answer):
         said = [word for word in words(sentence) if word not in _SAY_NOTHING]
         whole = sentence.endswith((".", "!", "?", '"', "”"))
         if whole and sum(word in there for word in said) >= _SUPPORTED * max(1, len(said)) and sentence not in kept:

@@ -110,10 +110,12 @@ class LearnJob:
         published = await asyncio.to_thread(self._ledger.adapter_of_job, job.tenant, job.id)
         if published is not None:  # the last try ended after that
             return await self._end(job, lesson, published, await asyncio.to_thread(self._lineage, published))
+        await self._runs.renew(job)
         gathered = now()  # by this try: `gather_time`, of the first one or of the study before it, is for the policy
         gather_time = gathered_at(job.payload, gathered)
         training, held_out = await asyncio.to_thread(self._examples, job.tenant, lesson.memory)
         if not training:
+            await self._runs.end(job, keep="")
             return self._receipt(lesson, None, {})
         total = len(training) + len(held_out)
         found = await self._contexts.find(

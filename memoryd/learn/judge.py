@@ -104,11 +104,15 @@ def judge(golds: Sequence[str], before: Sequence[str], after: Sequence[str]) -> 
         judged.append(_with_exact(of_kind, golds, before, after) if kind == "short" else of_kind)
     overall = judged[0]
     gains = [a - b for b, a in pairs]
-    better = beyond_noise(gains)
+    answered = [gain for gain, kind in zip(gains, kinds, strict=True) if kind != "refusal"]
+    worse = bool(answered) and mean(answered) < 0  # what refuses everything gains by what is to be refused
+    certain = beyond_noise(gains)
+    better = certain and not worse
     change = f"{overall.before:.3f} before, {overall.after:.3f} after, on {overall.count} held-out questions"
     interval = f"95 % interval {overall.low:+.3f} to {overall.high:+.3f}, p {sign_flips(gains):.3f}"
     gained = f"(gained {overall.after - overall.before:+.3f}, {interval})"
-    verdict = f"{'better' if better else 'not better beyond noise'}: {change} {gained}"
+    said = "better" if better else "not better beyond noise" if not certain else "not better, answers are worse"
+    verdict = f"{said}: {change} {gained}"
     for one in judged:
         if one.kind == "short":
             verdict += f"; {one.exact_before:.0%} of {one.count} short answers exact before, {one.exact_after:.0%} after"

@@ -44,8 +44,8 @@ class LearnPolicy:
         if not self._after_tokens:
             return None
         found = self._ledger.unlearned(tenant, memory)
-        self._due.pop((tenant, memory), None)
         if found.tokens < self._after_tokens:
+            self._due.pop((tenant, memory), None)
             return None
         due = now() if found.asked is None else found.asked + self._after
         if found.learning:
@@ -53,7 +53,9 @@ class LearnPolicy:
         if due > now():
             self._due[tenant, memory] = due
             return None
-        return self._ledger.request_learning(tenant, memory, JobKind.STUDY, {"then": JobKind.LEARN.value}, None)
+        job = self._ledger.request_learning(tenant, memory, JobKind.STUDY, {"then": JobKind.LEARN.value}, None)
+        self._due.pop((tenant, memory), None)  # not before: where the ledger is down it stays due
+        return job
 
     async def run(self) -> None:
         """Considers what is due, for ever."""

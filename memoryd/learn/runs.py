@@ -62,6 +62,14 @@ class Runs:
         await self._remove(job)
         return True
 
+    async def renew(self, job: Job) -> None:
+        """Before a try gathers anew: what the run has of documents that are deleted goes at once, though it may be long until
+        it begins again, or never."""
+        run = self.of(job)
+        documents = await asyncio.to_thread(lambda: run.documents)
+        if run.directory.exists() and (documents is None or not await asyncio.to_thread(self.alive, job.tenant, documents)):
+            await self.end(job, keep="")
+
     async def end_older(self, job: Job) -> None:
         """Those of the same memory whose jobs are older, and ended: this one has learned what they would have."""
         for directory in await asyncio.to_thread(self._directories, job.tenant):

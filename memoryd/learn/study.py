@@ -11,11 +11,11 @@ import asyncio
 import hashlib
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Protocol
 
-from memoryd.core import Document, Example, Job, JobKind, Origin, Passage, memory_name
+from memoryd.core import Document, Example, Job, JobKind, Origin, Passage, memory_name, passage_id
 from memoryd.engine.request import Generation, TokenIds, scope_of
 from memoryd.errors import InvalidArgument, NotFound
 from memoryd.eval.metrics import f1, normalized
@@ -36,6 +36,7 @@ _ALIKE = 0.75  # share of words that two questions have in common, to be the sam
 _ANSWER_TOKENS = 48
 _REFUSED = 3  # passages that a teacher may refuse before it has taken any
 _AT_A_TIME = 4  # memories
+_ASKED = "asked"  # in the receipt of a job that has not ended: passages up to the last one that facts were asked of
 _PAGE = 256
 
 
@@ -72,8 +73,8 @@ class _Studying:
     counts: Counter[str]
     known: list[set[str]]
     """The words of each question that the memory has."""
-    discussed: set[tuple[str, int]] = field(default_factory=set)
-    """Chunks: (document, ordinal)."""
+    discussed: set[tuple[str, int]]
+    """Chunks whose turn has been: (document, ordinal)."""
 
 
 class StudyJob:
@@ -98,18 +99,17 @@ class StudyJob:
         most = int(job.payload.get("max_examples", DEFAULT_EXAMPLES))
         counts: Counter[str] = Counter({k: v for k, v in job.receipt.items() if isinstance(v, int)})
         try:
-            examples = await asyncio.to_thread(self._examples, job.tenant, memory)
-            passages = await asyncio.to_thread(self._passages, job, examples)
-            passages = passages[: max(_LEAST_PASSAGES, _PASSAGES_PER_EXAMPLE * most)]
-            known = [_words(example.question) for example in examples]
-            run = _Studying(progress, most, counts, known)
+            known, passages = await asyncio.to_thread(self._begun, job, max(_LEAST_PASSAGES, _PASSAGES_PER_EXAMPLE * most))
             begin = job.done if job.stage == "study" else 0
+            discussed = {(passage.document, passage.chunk) for _, passage in passages[:begin]}
+            run = _Studying(progress, most, counts, known, discussed)
             for number, (document, passage) in enumerate(passages[begin:], start=begin):
                 if counts["examples"] >= most:
                     break
                 progress.note(**counts)
-                progress.step("study", number, len(passages))
-                await self._study(document, passage, run)
+                # It gets one passage further at least: to begin takes long in a large memory.
+                progress.step("study", number, len(passages), resumable=number > begin)
+                await self._study(number, document, passage, run)
             progress.show("study", len(passages), len(passages))
             if job.payload.get("then") == JobKind.LEARN and counts["examples"]:
                 gathered = {"gathered": job.create_time.isoformat()}  # what was written later may not have been studied
@@ -120,24 +120,31 @@ class StudyJob:
         made = {name: counts[name] for name in (*names, "refused")}
         return {"memory": memory_name(memory), "teacher": self._asker.name, **made}
 
-    def _passages(self, job: Job, examples: Sequence[Example]) -> list[tuple[Document, Passage]]:
-        """All of the memory: those of documents that were not studied before first, and each in an order of this job's own, so
-        that a part of them is of all documents and another job reads others. The same at every resumption, but for what was
-        written or deleted meanwhile."""
+    def _begun(self, job: Job, most: int) -> tuple[list[set[str]], list[tuple[Document, Passage]]]:
+        """The words of each question that the memory has, and so many of its passages at most. Blocks.
+
+        Those of documents that were not studied before come first, and each in an order of this job's own, so that a part of
+        them is of all documents and another job reads others. The same at every resumption, but for what was written or deleted
+        meanwhile."""
+        examples = self._examples(job.tenant, job.payload["memory"])
         before = (example for example in examples if example.create_time < job.create_time)
         studied = {document for example in before if example.origin is Origin.SELF_STUDY for document in example.documents}
-        found: list[tuple[Document, Passage]] = []
+        ids: list[tuple[bool, bytes, str, Document]] = []
         token = ""
         while True:
             page = self._ledger.list_documents(job.tenant, job.payload["memory"], _PAGE, token)
             for document in page.items:
-                after = -1
-                while passages := self._ledger.passages(job.tenant, document.id, after, _PAGE):
-                    found += ((document, passage) for passage in passages)
-                    after = passages[-1].ordinal
+                names = (passage_id(document.id, ordinal) for ordinal in range(document.passage_count))
+                ids += ((document.id in studied, _shuffled(job.id, name), name, document) for name in names)
             token = page.next_token
             if not token:
-                return sorted(found, key=lambda pair: (pair[0].id in studied, _shuffled(job.id, pair[1].id)))
+                break
+        chosen = [(name, document) for _, _, name, document in sorted(ids, key=lambda one: one[:2])[:most]]
+        found: dict[str, Passage] = {}
+        for at in range(0, len(chosen), _PAGE):
+            found |= self._ledger.get_passages(job.tenant, [name for name, _ in chosen[at : at + _PAGE]])
+        passages = [(document, found[name]) for name, document in chosen if name in found]
+        return [_words(example.question) for example in examples], passages
 
     def _examples(self, tenant: str, memory: str) -> list[Example]:
         """All that the memory has."""
@@ -150,29 +157,55 @@ class StudyJob:
             if not token:
                 return found
 
-    async def _study(self, document: Document, passage: Passage, run: _Studying) -> None:
+    async def _study(self, number: int, document: Document, passage: Passage, run: _Studying) -> None:
+        if run.counts[_ASKED] != number + 1:  # else it failed in what follows, and this is paid for
+            if not await self._ask_for_facts(document, passage, run):
+                return
+            run.counts[_ASKED] = number + 1
+            run.progress.note(**run.counts)
+        chunk = (passage.document, passage.chunk)
+        if chunk not in run.discussed and run.counts["examples"] < run.most:
+            await self._discuss(document, chunk, run)
+        run.discussed.add(chunk)
+
+    async def _ask_for_facts(self, document: Document, passage: Passage, run: _Studying) -> bool:
+        """Whether it was asked: not where the passage is deleted or refused."""
         try:
             (text,) = await asyncio.to_thread(self._texts.passages, document, [passage])
-            chunk = await asyncio.to_thread(self._undiscussed, document, passage, run)
-        except (NotFound, ValueError, KeyError):  # deleted meanwhile
+        except (NotFound, ValueError):  # deleted meanwhile
             await self._skip(document)
-            return
+            return False
         try:
             facts = await self._ask(self._asker.ask, text, document, run)
         except InvalidArgument:  # it is the passage, a content filter say, unless all are refused
             run.counts["refused"] += 1
             if not run.counts["passages"] and run.counts["refused"] >= _REFUSED:
                 raise
-            return
+            return False
         run.counts["passages"] += 1
         run.progress.note(**run.counts)  # it is paid for, whatever follows
-        kept = await self._found_again(facts.pairs, text, document, run)
-        more = run.most - run.counts["examples"] - len(kept)
-        if chunk and more:
-            with suppress(InvalidArgument):
-                discussed = await self._ask(self._asker.discuss, chunk, document, run)
-                run.progress.note(**run.counts)
-                kept += _supported(discussed.pairs, chunk, run, more)
+        await self._add(document, await self._found_again(facts.pairs, text, document, run), run)
+        return True
+
+    async def _discuss(self, document: Document, chunk: tuple[str, int], run: _Studying) -> None:
+        """Nothing where it is of no conversation, or refused."""
+        try:
+            text = await asyncio.to_thread(self._chunk, document, chunk)  # only now: it may have been deleted since
+        except (NotFound, KeyError):
+            await self._skip(document)
+            return
+        if not speakers(text):
+            return
+        try:
+            asked = await self._ask(self._asker.discuss, text, document, run)
+        except InvalidArgument:
+            return
+        await self._add(document, _supported(asked.pairs, text, run), run)
+
+    def _chunk(self, document: Document, chunk: tuple[str, int]) -> str:
+        return self._texts.chunk(document, self._ledger.get_chunks(document.tenant, [chunk])[chunk])
+
+    async def _add(self, document: Document, kept: Sequence[tuple[str, str]], run: _Studying) -> None:
         if not kept:
             return
         rows = [(question, answer, [document.id]) for question, answer in kept]
@@ -183,15 +216,6 @@ class StudyJob:
             await self._skip(document)
             return
         run.counts.update(examples=len(kept) - held, duplicates=held)
-
-    def _undiscussed(self, document: Document, passage: Passage, run: _Studying) -> str:
-        """The text of the passage's chunk, where that is of a conversation and no other passage of it came before. Blocks."""
-        key = (passage.document, passage.chunk)
-        if key in run.discussed:
-            return ""
-        run.discussed.add(key)
-        text = self._texts.chunk(document, self._ledger.get_chunks(document.tenant, [key])[key])
-        return text if speakers(text) else ""
 
     async def _ask(
         self, ask: Callable[[str, str, str], Awaitable[Asked]], text: str, document: Document, run: _Studying
@@ -240,9 +264,9 @@ def tells(question: str, answer: str) -> bool:
     return f" {normalized(answer)} " in f" {normalized(question)} "
 
 
-def _supported(asked: Sequence[tuple[str, str]], text: str, run: _Studying, most: int) -> list[tuple[str, str]]:
-    """Those with what the text supports of their answers, up to so many."""
-    pairs, kept = deque(asked), list[tuple[str, str]]()
+def _supported(asked: Sequence[tuple[str, str]], text: str, run: _Studying) -> list[tuple[str, str]]:
+    """Those with what the text supports of their answers, as many as are wanted still."""
+    pairs, kept, most = deque(asked), list[tuple[str, str]](), run.most - run.counts["examples"]
     while pairs and len(kept) < most:
         for question, answer in _candidates(pairs, run.known, 1, run.counts):
             if said := supported(answer, text):

@@ -18,8 +18,12 @@ from memoryd.learn.discussion import discussion_request, speakers, supported
     [
         ("Ann: Hello.\nBob: Hello.\nAnn: Well?\n", ["Ann", "Bob"]),
         ("PhD A: So.\nHon. Mary Ng (Markham, Lib.): Thank you.\nHon. Mary Ng: Yes.", ["Hon. Mary Ng", "PhD A"]),
-        ("User (7 May 2023 13:56): hi\nAssistant (7 May 2023 13:57): hello", ["User", "Assistant"]),
-        ("and so on\nZoë O\u2019Neil: yes\nProfessor D: no", ["Zoë O\u2019Neil", "Professor D"]),
+        ("User (7 May 2023 13:56): hi\nAssistant (7 May 2023 13:57): hello\nUser (7 May 2023): so", ["User", "Assistant"]),
+        ("and so on\nZoë O\u2019Neil: yes\nProfessor D: no\nZoë O\u2019Neil: no?", ["Zoë O\u2019Neil", "Professor D"]),
+        ("Note: it rains.\nWarning: it pours.", []),
+        ("From: Ann\nTo: Bob\nSubject: rain\n\nDear Bob,\nit rains.\nAnn", []),
+        ("Name: Ann\nAge: 7\nCity: Rome", []),
+        ("It was late.\nAnn: yes\nIt rained.\nBob: no\nThey left.\nAnn: so\nNobody spoke.", []),
         ("Ann: I talk alone.\nAnn: All the time.", []),
         ("He said: no. She said: yes.", []),
         ("It opens at 9:30.\n12:45: lunch\nhttps://example.org: a page", []),
@@ -34,6 +38,7 @@ def test_who_speaks(text: str, names: list[str]) -> None:
 def test_a_conversation_as_it_is_stored_has_its_speakers() -> None:
     at = datetime(2023, 5, 7, 13, 56, tzinfo=UTC)
     messages = [Message("user", "Where?", "Caroline", at), Message("assistant", "Lisbon: by the sea.", "", None)]
+    messages.append(Message("user", "Oh.", "Caroline", None))
     assert speakers("".join(render_conversation(messages))) == ["Caroline", "Assistant"]
 
 

@@ -80,6 +80,14 @@ def test_answers_gained_make_not_up_for_refusals_lost() -> None:
     assert [kind.kind for kind in made.kinds] == ["all", "short", "refusal"]
 
 
+def test_refusals_gained_make_not_up_for_answers_lost() -> None:
+    lost = judge(["blue"] * 20 + [REFUSAL] * 10, ["blue"] * 20 + ["green"] * 10, ["blue"] * 19 + ["green"] + [REFUSAL] * 10)
+    assert (lost.better, lost.kinds[0].after > lost.kinds[0].before) == (False, True)
+    assert lost.verdict.startswith("not better, answers are worse: ")
+    same = judge(["blue"] * 20 + [REFUSAL] * 10, ["blue"] * 20 + ["green"] * 10, ["blue"] * 20 + [REFUSAL] * 10)
+    assert same.better, "it refuses what it should, and answers as before"
+
+
 def test_a_choice_is_right_or_wrong() -> None:
     assert score("(b)", "B") == score("A", "a)") == score("Yes!", "yes") == 1.0
     assert score("C", "B") == score("B", "A") == score("Yes, he does", "yes") == 0.0

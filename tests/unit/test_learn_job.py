@@ -250,6 +250,33 @@ async def test_a_delete_does_not_wait_for_a_retry_of_it(school: School) -> None:
     assert school.on_disk == []
 
 
+async def test_a_try_that_has_nothing_left_to_learn_leaves_nothing_of_the_one_before(school: School) -> None:
+    school.teach()
+    job = await school.cancelled()
+    for example in school.lab.ledger.list_examples(TENANT, MEMORY, 100, "").items:
+        school.lab.ledger.delete_example(TENANT, MEMORY, example.id)
+    school.lab.ledger.retry_job(TENANT, job.id)
+    assert (await school.ended(job)).state is JobState.SUCCEEDED
+    assert (school.on_disk, school.blobs) == ([], [])
+
+
+async def test_a_try_that_gathers_anew_first_forgets_what_it_saw_of_a_deleted_document(school: School) -> None:
+    secret, _ = school.teach(), school.teach()
+    job = await school.cancelled()
+    school.lab.ledger.delete_document(TENANT, MEMORY, secret, None)
+    seen: list[list[str]] = []
+    find = school.contexts.find
+
+    async def gather(*arguments: Any) -> Any:
+        seen.append(school.on_disk)
+        return await find(*arguments)
+
+    school.contexts.find = gather  # type: ignore[method-assign]
+    school.lab.ledger.retry_job(TENANT, job.id)
+    assert (await school.ended(job)).state is JobState.SUCCEEDED
+    assert seen == [[]]
+
+
 @pytest.mark.parametrize("seen", [True, False])
 async def test_one_under_way_when_a_document_is_deleted_goes_on_or_begins_anew_as_the_same_job(
     school: School, seen: bool

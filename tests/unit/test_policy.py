@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from memoryd.core import Adapter, Job, JobKind, Unlearned, new_id, now
+from memoryd.core import Adapter, Job, JobKind, new_id, now
 from memoryd.errors import Unavailable
 from memoryd.jobs import Progress
 from memoryd.learn import policy as policies
@@ -135,21 +136,22 @@ async def test_what_is_written_while_it_learns_is_considered_when_that_is_done(
     await until(lambda: studies(ledger) == ["m"])
 
 
+@pytest.mark.parametrize("call", ["unlearned", "request_learning"])
 async def test_a_ledger_that_is_down_delays_it(
-    ledger: SqlLedger, runs: Callable[[LearnPolicy], None], monkeypatch: pytest.MonkeyPatch
+    ledger: SqlLedger, runs: Callable[[LearnPolicy], None], monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     told(ledger, 200)
     asked = 0
-    unlearned = ledger.unlearned
+    works = getattr(ledger, call)
 
-    def down(tenant: str, memory: str) -> Unlearned:
+    def down(*arguments: Any) -> Any:
         nonlocal asked
         asked += 1
         if asked < 4:
             raise Unavailable("the ledger is down")
-        return unlearned(tenant, memory)
+        return works(*arguments)
 
-    monkeypatch.setattr(ledger, "unlearned", down)
+    monkeypatch.setattr(ledger, call, down)
     runs(LearnPolicy(ledger, 100, 0))
     await until(lambda: studies(ledger) == ["m"])
 

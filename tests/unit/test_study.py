@@ -39,6 +39,8 @@ class Asking:
         self.discussions: dict[str, Pairs] = {}
         self.discussed: list[str] = []
         self.refuses_to_discuss = False
+        self.fails_to_discuss = 0
+        """So many times."""
         self.stands: asyncio.Event | None = None
 
     async def ask(self, text: str, title: str, scope: str = "") -> Asked:
@@ -56,6 +58,9 @@ class Asking:
         self.discussed.append(text)
         if self.refuses_to_discuss:
             raise InvalidArgument("the teacher refuses a passage")
+        if self.fails_to_discuss:
+            self.fails_to_discuss -= 1
+            raise Unavailable("the teacher can't answer now")
         return Asked(self.discussions.get(text, []), prompt_tokens=1000, output_tokens=100)
 
 
@@ -267,7 +272,7 @@ async def test_nothing_is_asked_for_nothing(study: Study) -> None:
 
 # --- what is discussed in conversations ---
 
-TALK = "Ann: The harbour wall leaks.\nBob: Mend it in spring, before the ferry season."
+TALK = "Ann: The harbour wall leaks.\nBob: Mend it in spring, before the ferry season.\nAnn: Yes."
 SAID = "Ann thinks that the harbour wall leaks. Bob would mend it in spring, before the ferry season."
 ABOUT = ("What was said of the wall?", SAID)
 
@@ -318,9 +323,9 @@ async def test_no_more_is_discussed_than_is_wanted(study: Study) -> None:
 
 
 async def test_where_the_facts_are_enough_nothing_is_discussed(study: Study) -> None:
-    document = study.lab.write("Ann: It is Bob.\nBob: No.")
+    document = study.lab.write("Ann: It is Bob.\nBob: No.\nAnn: Ah.")
     assert document.passage_count == 1
-    study.asker.of["Ann: It is Bob.\nBob: No."] = [("Who is it?", "Bob")]
+    study.asker.of["Ann: It is Bob.\nBob: No.\nAnn: Ah."] = [("Who is it?", "Bob")]
     study.reads["Who is it?"] = "Bob"
     assert (await study.run(max_examples="1"))["examples"] == 1
     assert study.asker.discussed == []

@@ -12,7 +12,7 @@ from memoryd.errors import Unavailable
 from memoryd.jobs import GiveWay, JobRunner, Progress, Stopped
 from memoryd.recall.prompt import REFUSAL
 from tests.unit.test_reuse import MEMORY, TENANT
-from tests.unit.test_study import Study, study
+from tests.unit.test_study import ABOUT, TALK, Study, study, write_talk
 
 __all__ = ["study"]  # the fixture
 
@@ -60,6 +60,46 @@ async def test_an_asker_that_is_down_is_asked_again_at_the_same_passage(study: S
     texts = [text for text, _ in study.asker.asked]
     assert texts[1] == texts[2]
     assert len(set(texts)) == len(texts) - 1 == 3
+
+
+async def test_however_short_a_slice_is_each_gets_one_passage_further(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To list what there is may take longer than a slice, in a large memory."""
+    monkeypatch.setattr(jobs, "SLICE_SECONDS", -1.0)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
+    study.write_towns(4)
+    done = await finished(study, study.job())
+    assert (done.state, done.receipt["passages"], done.receipt["examples"]) == (JobState.SUCCEEDED, 4, 4)
+    assert len(study.asker.asked) == 4
+
+
+async def test_a_chunk_is_discussed_once_in_however_many_slices(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SLICE_SECONDS", -1.0)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
+    turns = [f"{'Ann' if n % 2 else 'Bob'}: I say for the {n}th time that it rains.\n" for n in range(12)]
+    document = study.lab.write("".join(turns))
+    assert (await finished(study, study.job())).state is JobState.SUCCEEDED
+    assert len(study.asker.asked) == document.passage_count > document.chunk_count
+    assert len(study.asker.discussed) == document.chunk_count
+
+
+async def test_facts_are_kept_and_not_asked_for_again_where_the_discussion_fails(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.01)
+    write_talk(study, TALK, ("Who wants spring?", "Bob"))
+    study.asker.discussions[TALK] = [ABOUT]
+    study.asker.fails_to_discuss = 2
+    done = await finished(study, study.job())
+    assert (done.state, done.receipt["passages"], done.receipt["examples"]) == (JobState.SUCCEEDED, 2, 2)
+    assert len(study.asker.asked) == 2
+    assert len(study.asker.discussed) == 3
+
+
+async def test_of_a_document_that_is_deleted_while_facts_are_asked_for_nothing_is_sent_after_it(study: Study) -> None:
+    document = write_talk(study)
+    study.asker.then = lambda count: study.ledger.delete_document(TENANT, MEMORY, document.id, None)
+    await study.run()
+    assert (study.asker.discussed, study.examples) == ([], [])
 
 
 @pytest.mark.parametrize(("asked", "kinds"), [(2, ["learn"]), (0, [])])
