@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
@@ -23,13 +22,14 @@ from memoryd.engine.bank import Bank
 from memoryd.engine.base_model import BaseModel
 from memoryd.engine.kv import Kv, cache_argument
 from memoryd.engine.lora import Blend
+from memoryd.engine.output import Output, told
 from memoryd.engine.prefixes import Prefixes
 from memoryd.engine.prompt import PromptReader
 from memoryd.engine.reader import Refusal
-from memoryd.engine.request import GenerateEvent, Generation, LearnEvent, Learning, Soft
+from memoryd.engine.request import Generation, Learning, Soft
 from memoryd.engine.scheduler import Decode, Embed, Item, Learn, Limits, Prefill, Scheduler, Step, Work
 from memoryd.engine.sequence import GeneratingSequence
-from memoryd.errors import FailedPrecondition, MemorydError, ResourceExhausted, Unavailable
+from memoryd.errors import FailedPrecondition, Unavailable
 from memoryd.learn.learner import Learner
 
 _MAX_TEXT_TOKENS = 256  # of the retrieval encoder, which cuts longer texts
@@ -43,23 +43,6 @@ class RetrievalEncoder(Protocol):
     @property
     def dim(self) -> int: ...
     def encode(self, texts: Sequence[str]) -> npt.NDArray[np.float32]: ...
-
-
-Value = GenerateEvent | LearnEvent | CompressedEmbeddings | npt.NDArray[np.float32] | MemorydError | None
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """Something for the call `call`: an event, the `index`-th of its results, or the error that ended it."""
-
-    call: int
-    value: Value
-    index: int = 0
-
-    @property
-    def ends(self) -> bool:
-        """Whether nothing follows for this call, by an error, a finished text or a trained adapter."""
-        return isinstance(self.value, MemorydError) or bool(getattr(self.value, "finish_reason", ""))
 
 
 class Runner:
@@ -261,17 +244,6 @@ def _calls(step: Step) -> tuple[int, ...]:
     if isinstance(step, Decode):
         return step.calls
     return (step.call,) if isinstance(step, Prefill | Learn) else tuple(dict.fromkeys(i.call for i in step.items))
-
-
-def told(error: Exception) -> MemorydError:
-    """The error as a caller may see it."""
-    if isinstance(error, MemorydError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError):
-        return ResourceExhausted("the device has no memory left for this", reason="DEVICE_MEMORY")
-    told = MemorydError(f"a step failed: {type(error).__name__}")  # the type only: a message may quote a text
-    told.__cause__ = error
-    return told
 
 
 def to_bytes(x_KD: Tensor) -> CompressedEmbeddings:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from memoryd import collector, log
+from memoryd.engine.base_model import BaseModelError, ensure_base_model, fingerprint
 from memoryd.errors import SettingsError
 from memoryd.worker import parent
 from memoryd.worker.client import identity
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 EX_CONFIG = 78
 EX_SOFTWARE = 70
+_OTHERS = (
+    "the files of the model, the compressor or the reader are not those that memoryd started with: restart memoryd, which then "
+    "makes anew what was made with those"
+)
 _TELL_SECONDS = 1.0  # for calls that did not end in time to be told so
 _log = log.get("worker")
 
@@ -62,7 +67,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
 
     from memoryd.compress.load import compressor_path, load_compressor
     from memoryd.engine.adapters import Adapters
-    from memoryd.engine.base_model import ensure_base_model, load_base_model
+    from memoryd.engine.base_model import load_base_model
     from memoryd.engine.reader import readers_for
     from memoryd.engine.retrieval_encoder import load_retrieval_encoder
     from memoryd.engine.runner import Runner
@@ -107,6 +112,18 @@ def _load(arguments: argparse.Namespace) -> tuple[Runner, pb.DescribeResponse]:
     )
 
 
+def _look_first(arguments: argparse.Namespace) -> None:
+    """Refuses base models that are not those expected, or not whole, before anything is imported: the daemon tries again and
+    again, and each try would take ten seconds of a core. SettingsError."""
+    path = ensure_base_model(arguments.model, arguments.data_dir)
+    try:
+        own = fingerprint(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise BaseModelError(f"base model in {path} cannot be loaded: {error}") from error
+    if not arguments.expect.startswith(f"{own}/"):
+        raise SettingsError(_OTHERS)
+
+
 async def _serve(arguments: argparse.Namespace) -> int:
     watching = asyncio.create_task(parent.watch(os.getppid()))
     stopping = asyncio.Event()
@@ -116,13 +133,12 @@ async def _serve(arguments: argparse.Namespace) -> int:
     description = pb.DescribeResponse()
 
     def load() -> Runner:
+        if arguments.expect:
+            _look_first(arguments)
         with collector.loading():
             runner, facts = _load(arguments)
         if arguments.expect not in ("", identity(facts)):
-            raise SettingsError(
-                "the files of the model, the compressor or the reader are not those that memoryd started with: restart "
-                "memoryd, which then makes anew what was made with those"
-            )
+            raise SettingsError(_OTHERS)
         description.CopyFrom(facts)
         return runner
 

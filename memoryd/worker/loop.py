@@ -13,11 +13,15 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from memoryd import log
+from memoryd.engine.output import Output, Value, told
 from memoryd.engine.request import Generation, Learning
-from memoryd.engine.runner import Output, Runner, Value, told
 from memoryd.errors import MemorydError, Unavailable, WorkerLost
+
+if TYPE_CHECKING:
+    from memoryd.engine.runner import Runner
 
 _log = log.get("worker.loop")
 

@@ -15,9 +15,10 @@ from memoryd.compress.card import ENOUGH, OVER_FIRST, OVER_WRONG, QUESTIONS, WID
 from memoryd.compress.pooled import PooledCompressor, Projector, save, vocabulary_of
 from memoryd.engine.adapters import ENCODER, Adapters
 from memoryd.engine.base_model import BaseModel, load_base_model
+from memoryd.engine.output import Value
 from memoryd.engine.reader import Readers, Refusal
 from memoryd.engine.request import GenerateEvent
-from memoryd.engine.runner import Runner, Value
+from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Limits
 from tests.tiny_models import make_tiny_model
 

@@ -16,8 +16,9 @@ from safetensors.torch import load, save
 from memoryd.engine.adapters import Adapters
 from memoryd.engine.bank import Bank
 from memoryd.engine.base_model import BaseModel
+from memoryd.engine.output import Value
 from memoryd.engine.request import Generation, TokenIds
-from memoryd.engine.runner import Runner, Value
+from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Limits
 from memoryd.errors import DataLoss, FailedPrecondition, ResourceExhausted, Unavailable
 from tests.integration.engine_parts import make_base, make_reader, make_runner, run, text

@@ -10,8 +10,9 @@ import torch
 
 from memoryd.compress.codec import CompressedEmbeddings
 from memoryd.engine.base_model import BaseModel
+from memoryd.engine.output import Output
 from memoryd.engine.request import Generation, Segment, Soft, TokenIds
-from memoryd.engine.runner import Output, Runner
+from memoryd.engine.runner import Runner
 from memoryd.engine.scheduler import Limits, Prefill
 from tests.integration.engine_parts import make_base, make_reader, make_runner, run, text, untrained
 

@@ -170,6 +170,7 @@ def test_another_chunk_is_data_loss(storage: Storage) -> None:
         decode(stored(storage=storage), FINGERPRINT, chunk_sha256="d" * 64)
 
 
-def test_daemon_side_imports_no_torch() -> None:
-    code = "import sys, memoryd.worker.client, memoryd.compress.codec; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["memoryd.app", "memoryd.worker.client", "memoryd.worker.__main__"])
+def test_neither_the_daemon_nor_a_worker_that_is_to_listen_first_imports_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
