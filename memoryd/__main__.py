@@ -27,7 +27,14 @@ def _parser() -> argparse.ArgumentParser:
     ):
         _add_settings(commands.add_parser(name, help=purpose, allow_abbrev=False))  # a beginning of a flag is no flag
     commands.add_parser("demo", help="write a book into a daemon and ask it questions", add_help=False)
-    commands.add_parser("eval", help="measure quality: `memoryd eval reader`, `compression` or `learning`", add_help=False)
+    evals = commands.add_parser("eval", help="measure quality: `memoryd eval reader`, `compression` or `learning`")
+    kinds = evals.add_subparsers(dest="kind", required=True, metavar="kind")
+    for name, purpose in (
+        ("reader", "what the reader answers from raw text"),
+        ("compression", "what is answered from compressed embeddings"),
+        ("learning", "what learning adds on real memories"),
+    ):
+        kinds.add_parser(name, help=purpose, add_help=False)
     commands.add_parser("train-compressor", help="train a compressor for a base model", add_help=False)
     return parser
 
@@ -54,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return demo.main(rest)
     if arguments.command == "eval":
-        return _eval(rest)
+        return _eval(arguments.kind, rest)
     if arguments.command == "train-compressor":
         from memoryd.learn import train_compressor_cli
 
@@ -84,22 +91,18 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _eval(rest: list[str]) -> int:
-    which, *options = rest or [""]
-    if which == "compression":
+def _eval(kind: str, options: list[str]) -> int:
+    if kind == "compression":
         from memoryd.eval import compression
 
         return compression.main(options)
-    if which == "learning":
+    if kind == "learning":
         from memoryd.eval import learning
 
         return learning.main(options)
-    if which == "reader":
-        from memoryd.eval import reader
+    from memoryd.eval import reader
 
-        return reader.main(options)
-    print("memoryd eval: say what: compression, learning or reader (--help)", file=sys.stderr)
-    return 2
+    return reader.main(options)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,9 @@ class Demo:
         self._client = client
         self._warned: set[str] = set()
 
-    def run(self, book: Path, questions: Sequence[Question]) -> None:
-        """Writes, asks while it compresses, shows the compressed mode."""
-        text = book.read_text()
-        title = next(iter(text.split("\n")), "").strip()[:80] or book.name
+    def run(self, text: str, name: str, questions: Sequence[Question]) -> None:
+        """Writes, asks while it compresses, shows the compressed mode. `name` is the title of a text that begins with none."""
+        title = next(iter(text.split("\n")), "").strip()[:80] or name
         memory = self._client.memory("demo", create=True)
         memory.info()  # so that the time shown is that of the write alone
         began = time.perf_counter()
@@ -196,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon and the temporary directory go too
     began = time.monotonic()
     try:
+        text = arguments.book.read_text()  # before a daemon is started for it
         with contextlib.ExitStack() as stack:
             target = arguments.target
             if target is None:
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 terminal.progress("Starting the daemon; the first start on a data directory also prepares the models …")
                 target = stack.enter_context(running_daemon(data_dir, "--log-format", "json"))
                 terminal.line(f"The daemon is ready after {time.monotonic() - began:.1f} s.")
-            Demo(terminal, stack.enter_context(Client(target))).run(arguments.book, questions)
+            Demo(terminal, stack.enter_context(Client(target))).run(text, arguments.book.name, questions)
             _closing(terminal, arguments.data_dir)
     except KeyboardInterrupt:
         terminal.line("\nStopped.")

@@ -15,7 +15,9 @@ def show_ready(settings: Settings, info: WorkerInfo, seconds: float) -> None:
     keys = "no keys: only this host, as tenant `default`"
     if settings.auth == "keys":
         keys = f"API keys; the admin key is in {data / 'admin.key'}"
-    gate = "passed its quality gate" if info.compressor.gate_passed else "not trained yet: HYBRID answers from raw text"
+    gate = "has passed its quality gate"
+    if not info.compressor.gate_passed:
+        gate = "has not passed its quality gate: HYBRID answers from raw text"
     rows = {
         "listens": f"{settings.listen}{' with TLS' if settings.tls_cert else ''} ({keys})",
         "data": str(data),
@@ -31,7 +33,10 @@ def show_ready(settings: Settings, info: WorkerInfo, seconds: float) -> None:
     print(f"memoryd {__version__} is ready, after {seconds:.1f} s\n", flush=True)
     for name, value in rows.items():
         print(f"  {name:<11} {value}")
-    print("\n  try         memoryd demo --target " + settings.listen + "    (Ctrl-C here drains and stops)\n", flush=True)
+    print()
+    if settings.auth == "off" and not settings.tls_cert:  # the demo has neither a key nor TLS
+        print(f"  {'try':<11} memoryd demo --target {settings.listen}")
+    print(f"  {'stop':<11} Ctrl-C here: what runs is drained first\n", flush=True)
 
 
 def without_secrets(url: str) -> str:

@@ -52,6 +52,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServicer):
     async def ListOperations(self, request: Any, context: Any) -> operations_pb2.ListOperationsResponse:
         if request.page_size < 0 or request.page_size > 1000:
             raise InvalidArgument("page_size: must be between 0 and 1000", reason="INVALID_FIELD")
+        if request.filter:  # ignored, it would give jobs that were not asked for
+            raise InvalidArgument("filter: must be empty, jobs are listed all and oldest first", reason="INVALID_FIELD")
         return await fitting(
             request.page_size,
             lambda size: self._ledger.list_jobs(tenant(), size, request.page_token),

@@ -148,6 +148,8 @@ class FakeLearning(learn_pb2_grpc.LearnServiceServicer):
 
     def RollBackAdapter(self, request: Any, context: Any) -> Any:
         found(self.memories, request.name)
+        if self._active(request.name) is None:
+            raise Failure(grpc.StatusCode.FAILED_PRECONDITION, "no adapter is active")
         active = self._roll_back(request.name)
         return learn_pb2.RollBackAdapterResponse(active=_bare(active) if active else None)
 

@@ -259,6 +259,8 @@ def test_adapters_are_activated_rolled_back_and_deleted(memory: Memory) -> None:
     assert active is not None
     assert active.name == first.name
     assert memory.adapters.roll_back() is None
+    with pytest.raises(FailedPrecondition, match="active"):
+        memory.adapters.roll_back()
     memory.adapters.delete(second)
     with pytest.raises(NotFound):
         memory.adapters.get(second)

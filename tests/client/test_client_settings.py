@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -117,7 +118,23 @@ def test_tls(certificate: tuple[Path, Path]) -> None:
         with Client(daemon.target, api_key=KEY, tls=tls) as client:
             client.health(timeout=5)
         assert daemon.faults.calls[0].metadata["authorization"] == f"Bearer {KEY}"
+        asyncio.run(_healthy(AsyncClient(daemon.target, api_key=KEY, tls=tls)))  # made where there is no loop yet
+        assert len(daemon.faults.calls) == 2
         with Client(daemon.target, api_key=KEY, tls=True, retry=None) as client, pytest.raises(Unavailable):
             client.health(timeout=5)
     finally:
         daemon.stop()
+
+
+async def _healthy(client: AsyncClient) -> None:
+    async with client:
+        await client.health(timeout=5)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("which", ["ca", "certificate", "private_key"])
+def test_a_certificate_that_is_not_there_is_told_when_the_client_is_made(
+    kind: type[Client] | type[AsyncClient], which: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.pem"):
+        kind("localhost:7437", tls=Tls(**{which: tmp_path / "none.pem"}))  # type: ignore[arg-type]

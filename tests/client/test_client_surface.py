@@ -25,6 +25,8 @@ PAIRS = [
     ("Adapters", "AsyncAdapters"),
     ("Jobs", "AsyncJobs"),
     ("Admin", "AsyncAdmin"),
+    ("Tenants", "AsyncTenants"),
+    ("Keys", "AsyncKeys"),
     ("Answer", "AsyncAnswer"),
     ("WriteResult", "AsyncWriteResult"),
 ]
@@ -161,6 +163,8 @@ with Client("localhost:7437", timeout=5) as client:
     example: Example = memory.feedback(answer.question, answer, Verdict.GOOD, documents=["d"])
     active: Adapter | None = memory.adapters.roll_back()
     job = memory.learn(epochs=2)
+    hits: list[Source] = client.search(memory, "ferry") + client.search([memory, "other"], "ferry")
+    secret: str = client.admin.keys.create(client.admin.tenants.create("red")).secret
 
 async def main() -> None:
     async with AsyncClient() as client:
@@ -182,6 +186,8 @@ WRONG = [
     'client.memory("notes").answer("When?", adapters={"a": "b"})',
     'client.memory("notes").feedback("q", "a", "GOOD")',
     'client.memory("notes").examples.add_many(["q", "a"])',
+    'client.search(1, "ferry")',
+    'client.jobs.list(filter="done=true")',
 ]
 
 

@@ -81,6 +81,24 @@ def test_other_hosts_without_keys_are_refused_with_what_to_do() -> None:
     assert "auth=keys" in done.stderr
 
 
+def test_an_address_of_another_machine_is_refused_with_the_reason(tmp_path: Path) -> None:
+    done = memoryd("serve", "--data-dir", str(tmp_path), "--listen", "203.0.113.5:7437", "--auth", "keys")
+    assert done.returncode == EX_CONFIG
+    assert "listen: 203.0.113.5:7437 can't be bound (" in done.stderr
+    assert "something else" not in done.stderr
+
+
+def test_tls_files_that_are_of_no_use_are_refused_before_anything_is_started(tmp_path: Path) -> None:
+    (tmp_path / "junk.pem").write_text("junk")
+    junk = str(tmp_path / "junk.pem")
+    data = tmp_path / "data"
+    tls = ("--tls-cert", junk, "--tls-key", junk)
+    done = memoryd("serve", "--data-dir", str(data), "--listen", f"127.0.0.1:{free_port()}", *tls)
+    assert done.returncode == EX_CONFIG
+    assert f"tls_cert: {junk} holds no certificate" in done.stderr
+    assert [path.name for path in data.iterdir()] == ["memoryd.lock"]
+
+
 def test_a_model_that_can_not_be_loaded_is_refused_by_its_setting(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
@@ -126,6 +144,17 @@ def test_doctor_says_what_is_wrong_and_what_to_do(small: DaemonProcess, tmp_path
     assert "--listen" in wrong["listen:"]
     assert "/no/such/model" in wrong["model:"]
     assert "to mend, see above" in done.stdout
+
+
+def test_doctor_finds_the_daemon_that_runs_well(small: DaemonProcess, tiny_model: Path) -> None:
+    assert small.process is not None
+    flags = ("--data-dir", str(small.data_dir), "--listen", small.target, "--model", str(tiny_model))
+    lines = [line.strip() for line in memoryd("doctor", *flags).stdout.splitlines()]
+    assert (
+        f"ok     listen: {small.target} is in use, and memoryd runs on this data directory (process {small.process.pid})"
+        in lines
+    )
+    assert any(line.startswith("ok     ledger: 1 tenant(s)") for line in lines)
 
 
 # --- one daemon for each directory and port ---

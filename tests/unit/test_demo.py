@@ -31,6 +31,13 @@ def test_a_book_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_book_is_read_before_a_daemon_is_started_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(demo, "running_daemon", lambda *given: started.append(given))
+    assert demo.main(["--book", "/no/such/book"]) == 1
+    assert started == []
+
+
 def test_the_readme_has_every_setting() -> None:
     shown = set(re.findall(r"^\| `([a-z_]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert shown == set(Settings.model_fields)

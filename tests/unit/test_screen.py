@@ -37,11 +37,20 @@ def test_it_says_where_things_are_and_what_to_try(capsys: pytest.CaptureFixture[
         "/somewhere",
         "smollm2-135m-instruct",
         "pooled 4x",
-        "not trained yet",
+        "has not passed its quality gate: HYBRID",
         "memoryd demo",
     ):
         assert part in text
     assert len(text.splitlines()) < 25
+
+
+@pytest.mark.parametrize(
+    "flags", [{"auth": "keys"}, {"auth": "keys", "listen": "0.0.0.0:7437"}, {"tls_cert": "c.pem", "tls_key": "k.pem"}]
+)
+def test_the_demo_is_not_offered_where_it_would_be_refused(capsys: pytest.CaptureFixture[str], flags: dict[str, str]) -> None:
+    text = shown(capsys, **flags)
+    assert "memoryd demo" not in text
+    assert "Ctrl-C" in text
 
 
 def test_passwords_of_servers_are_not_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """memoryd's Python client: write documents and conversations to a memory once, and ask it ever after."""
 
 from ._adapters import Adapters, AsyncAdapters
-from ._admin import Admin, AsyncAdmin
+from ._admin import Admin, AsyncAdmin, AsyncKeys, AsyncTenants, Keys, Tenants
 from ._answer import Answer, AsyncAnswer
 from ._client import AsyncClient
 from ._documents import AsyncDocuments, AsyncWriteResult, Documents, WriteResult
@@ -92,8 +92,10 @@ __all__ = [
     "AsyncDocuments",
     "AsyncExamples",
     "AsyncJobs",
+    "AsyncKeys",
     "AsyncMemories",
     "AsyncMemory",
+    "AsyncTenants",
     "AsyncWriteResult",
     "Cancelled",
     "Client",
@@ -119,6 +121,7 @@ __all__ = [
     "Jobs",
     "JudgedKind",
     "Judgement",
+    "Keys",
     "LearnReceipt",
     "Lineage",
     "LossPoint",
@@ -144,6 +147,7 @@ __all__ = [
     "StudyReceipt",
     "Tenant",
     "TenantUsage",
+    "Tenants",
     "Text",
     "Tls",
     "Unauthenticated",

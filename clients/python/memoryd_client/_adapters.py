@@ -44,7 +44,8 @@ class AsyncAdapters:
         return _convert.adapter(await self._call("ActivateAdapter", timeout, name=self._name(adapter)))
 
     async def roll_back(self, *, timeout: float | None = None) -> Adapter | None:
-        """Serves the parent of the active adapter again, and gives it; None: the reader alone is served."""
+        """Serves the nearest ancestor of the active adapter that is not tainted again, and gives it; None: it has none, and the
+        reader alone is served. FailedPrecondition: none is active."""
         response = await self._call("RollBackAdapter", timeout, name=self._memory)
         return _convert.adapter(response.active) if response.HasField("active") else None
 
@@ -55,14 +56,14 @@ class AsyncAdapters:
 
     async def export(self, adapter: str | Adapter, target: Target, *, timeout: float = LONG_TIMEOUT) -> None:
         """Writes an adapter as a tar archive, a plain PEFT directory and lineage.json, to a path or an open binary file.
-        A path is written beside and renamed: where the export fails, what was there stays."""
+        A path is written beside and renamed: where the export fails, what was there stays. OSError: it can't be written."""
         left = await self._ready(timeout)
         name = self._name(adapter)
         await save(self._caller, "LearnService.ExportAdapter", "data", target, timeout=left, name=name)
 
     async def import_(self, source: str | os.PathLike[str] | BinaryIO, *, timeout: float = LONG_TIMEOUT) -> Adapter:
         """Takes what export() gave, or a plain PEFT directory in a tar archive: a file, or what an open binary file gives
-        from where it stands. The adapter is not activated."""
+        from where it stands. The adapter is not activated. OSError: the file can't be read."""
         left = await self._ready(timeout)
         part = _wire.message("ImportAdapterRequest")
         parent = build(part, {"parent": self._memory})
@@ -105,7 +106,8 @@ class Adapters:
         return finish(self._inner.activate(adapter, timeout=timeout))
 
     def roll_back(self, *, timeout: float | None = None) -> Adapter | None:
-        """Serves the parent of the active adapter again, and gives it; None: the reader alone is served."""
+        """Serves the nearest ancestor of the active adapter that is not tainted again, and gives it; None: it has none, and the
+        reader alone is served. FailedPrecondition: none is active."""
         return finish(self._inner.roll_back(timeout=timeout))
 
     def delete(self, adapter: str | Adapter, *, timeout: float | None = None) -> None:
@@ -114,10 +116,10 @@ class Adapters:
 
     def export(self, adapter: str | Adapter, target: Target, *, timeout: float = LONG_TIMEOUT) -> None:
         """Writes an adapter as a tar archive, a plain PEFT directory and lineage.json, to a path or an open binary file.
-        A path is written beside and renamed: where the export fails, what was there stays."""
+        A path is written beside and renamed: where the export fails, what was there stays. OSError: it can't be written."""
         return finish(self._inner.export(adapter, target, timeout=timeout))
 
     def import_(self, source: str | os.PathLike[str] | BinaryIO, *, timeout: float = LONG_TIMEOUT) -> Adapter:
         """Takes what export() gave, or a plain PEFT directory in a tar archive: a file, or what an open binary file gives
-        from where it stands. The adapter is not activated."""
+        from where it stands. The adapter is not activated. OSError: the file can't be read."""
         return finish(self._inner.import_(source, timeout=timeout))

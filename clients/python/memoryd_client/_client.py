@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from ._admin import AsyncAdmin
 from ._answer import AsyncAnswer
@@ -23,6 +23,9 @@ from ._version import __version__
 
 USER_AGENT = f"memoryd-client/{__version__}"
 DEFAULT_RETRY = Retry()
+
+GivenMemories: TypeAlias = str | MemoryInfo | AsyncMemory | Sequence[str | MemoryInfo | AsyncMemory]
+"""One memory, or several."""
 
 
 class Core:
@@ -49,29 +52,30 @@ class Core:
 
     async def search(
         self,
-        memories: Sequence[str | MemoryInfo | AsyncMemory],
+        memories: GivenMemories,
         query: str,
         *,
         top_k: int | None = None,
         timeout: float | None = None,
     ) -> list[Source]:
-        """Finds passages in several memories, best first."""
+        """Finds passages in one memory or several, best first. `top_k`: how many; 3 where None."""
         return await self._recall.search(memories, query, top_k, timeout)
 
     async def context(
         self,
-        memories: Sequence[str | MemoryInfo | AsyncMemory],
+        memories: GivenMemories,
         query: str,
         *,
         max_tokens: int | None = None,
         timeout: float | None = None,
     ) -> Context:
-        """A text context from several memories, within a token budget."""
+        """A text context from one memory or several, for agents that use another LLM. `max_tokens`: its budget in tokens of the
+        base model; 1024 where None."""
         return await self._recall.context(memories, query, max_tokens, timeout)
 
     def answer(
         self,
-        memories: Sequence[str | MemoryInfo | AsyncMemory],
+        memories: GivenMemories,
         question: str,
         *,
         mode: Mode | None = None,
@@ -86,10 +90,14 @@ class Core:
         no_adapter: bool = False,
         timeout: float = LONG_TIMEOUT,
     ) -> AsyncAnswer:
-        """Answers a question from several memories: iterate the result for its events.
+        """Answers a question from one memory or several: iterate the result for its events.
 
-        `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight 1. `no_adapter`:
-        the reader alone. `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not at all."""
+        `mode`: HYBRID where None. `top_k`: how many passages it may rest on; 3 where None. `max_tokens`: how long it is at
+        most, in tokens; 128 where None. `temperature`: 0, which is greedy, where None; with more, a `seed` makes it
+        repeatable. `stop`: it ends before the first of these in its text. `prior_messages`: what was said before, oldest first,
+        as for Memory.write_messages(). `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not
+        at all, 0.8 where None. `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight
+        1. `no_adapter`: the reader alone."""
         return self._recall.answer(
             memories,
             question,

@@ -15,6 +15,7 @@ from ._errors import InvalidArgument
 
 T = TypeVar("T")
 _LARGEST_INT = 2**53  # numbers are doubles
+_MESSAGE_FIELDS = [field.name for field in dataclasses.fields(t.Message)]
 
 
 def name_of(collection: str, given: object) -> str:
@@ -33,6 +34,8 @@ def time_out(value: datetime | None) -> Any:
     """A wire time. Refuses times without a zone: the daemon's zone may be another."""
     if value is None:
         return None
+    if not isinstance(value, datetime):
+        raise InvalidArgument(f"a time is a datetime with a time zone, not a {type(value).__name__}")
     if value.tzinfo is None:
         raise InvalidArgument(f"the time {value.isoformat()} has no time zone: give it one, e.g. tzinfo=timezone.utc")
     out = _wire.message("google.protobuf.Timestamp")()
@@ -76,14 +79,53 @@ def metadata_in(pairs: Mapping[str, Any]) -> t.Metadata:
     return out
 
 
+def mode_out(mode: t.Mode) -> int:
+    """A wire mode. InvalidArgument names the modes there are."""
+    if mode not in tuple(t.Mode):
+        raise InvalidArgument(f"a mode is {', '.join(f'Mode.{one}' for one in t.Mode if one)}, not {mode!r}")
+    return int(mode)
+
+
+def messages_out(given: Iterable[t.Message | Mapping[str, Any]]) -> Iterator[Any]:
+    """Wire messages. InvalidArgument says which of them can't be one."""
+    for number, one in enumerate(given):
+        try:
+            yield message_out(one)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"message {number}: {error.message}") from None
+
+
 def message_out(message: t.Message | Mapping[str, Any]) -> Any:
-    """A wire message, of a Message or of the dict that chat APIs use."""
-    fields = {**dataclasses.asdict(message)} if isinstance(message, t.Message) else dict(message)
-    fields["time"] = time_out(fields.pop("time", None))
+    """A wire message, of a Message or of the dict that chat APIs use. InvalidArgument where text would be lost."""
+    if isinstance(message, t.Message):
+        fields: dict[str, Any] = dataclasses.asdict(message)
+    elif isinstance(message, Mapping):
+        fields = _chat_fields(message)
+    else:
+        raise InvalidArgument(f"a message is a Message or a dict, not a {type(message).__name__}")
+    if not isinstance(content := fields.get("content"), str):
+        raise InvalidArgument(f"content is a {type(content).__name__}: give what is to be remembered as one str")
+    fields["time"] = time_out(fields.get("time"))
     try:
         return _wire.message("Message")(**fields)
     except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"a message takes role, content, speaker and time: {error}") from None
+        raise InvalidArgument(f"a message takes role, content and speaker as str, and time as a datetime: {error}") from None
+
+
+def _chat_fields(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a Message, of those of chat APIs: `name` is its speaker. What they leave empty says nothing, and neither does
+    the id of the call that a tool answers; anything else might."""
+    fields = {key: value for key, value in message.items() if key in _MESSAGE_FIELDS or (value and key != "tool_call_id")}
+    if name := fields.pop("name", None):
+        if fields.get("speaker") not in (None, "", name):
+            raise InvalidArgument("it has a name and a speaker, which are the same: give one of them")
+        fields["speaker"] = name
+    if more := [str(key) for key in fields if key not in _MESSAGE_FIELDS]:
+        raise InvalidArgument(
+            f"{', '.join(more)} would not be kept: a message takes role, content, speaker (or name) and time, so write what is "
+            "to be remembered into content"
+        )
+    return fields
 
 
 def _same(kind: type[T], message: Any, /, **given: Any) -> T:

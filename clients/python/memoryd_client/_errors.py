@@ -1,4 +1,4 @@
-"""Every error that this client raises.
+"""Every error that this client raises, but for the OSError of a local file.
 
 MemorydError
 ├── InvalidArgument      the request can never work as it is; .violations names the fields

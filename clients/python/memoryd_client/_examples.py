@@ -76,7 +76,7 @@ class AsyncExamples:
 
     async def export(self, target: Target, *, timeout: float = LONG_TIMEOUT) -> None:
         """Writes all examples, oldest first, as lines of JSON, to a path or an open binary file. A path is written beside
-        and renamed: where the export fails, what was there stays."""
+        and renamed: where the export fails, what was there stays. OSError: it can't be written."""
         left = await self._ready(timeout)
         await save(self._caller, "LearnService.ExportExamples", "jsonl", target, timeout=left, parent=self._memory)
 
@@ -124,7 +124,7 @@ class Examples:
 
     def export(self, target: Target, *, timeout: float = LONG_TIMEOUT) -> None:
         """Writes all examples, oldest first, as lines of JSON, to a path or an open binary file. A path is written beside
-        and renamed: where the export fails, what was there stays."""
+        and renamed: where the export fails, what was there stays. OSError: it can't be written."""
         return finish(self._inner.export(target, timeout=timeout))
 
 

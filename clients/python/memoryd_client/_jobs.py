@@ -35,14 +35,14 @@ class AsyncJobs:
         name = _convert.name_of("operations", job)
         return _convert.job(await self._caller.unary("google.longrunning.Operations.GetOperation", timeout=timeout, name=name))
 
-    async def list(self, *, filter: str = "", timeout: float | None = None) -> AsyncGenerator[Job, None]:
-        """Iterates the tenant's jobs."""
+    async def list(self, *, page_size: int | None = None, timeout: float | None = None) -> AsyncGenerator[Job, None]:
+        """Iterates the tenant's jobs, oldest first. `timeout` is for each page."""
         pages = self._caller.pages(
             "google.longrunning.Operations.ListOperations",
             "operations",
             timeout=timeout,
             name="operations",
-            filter=filter,
+            page_size=page_size,
         )
         async with aclosing(pages):
             async for operation in pages:
@@ -59,7 +59,8 @@ class AsyncJobs:
         return _convert.job(await self._caller.unary("JobService.RetryJob", timeout=timeout, name=name))
 
     async def watch(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> AsyncGenerator[Job, None]:
-        """Iterates a job's progress: its state at once, then each change, to its end. Outlives a daemon's restart."""
+        """Iterates a job's progress: its state at once, then each change, to its end. Outlives a daemon's restart.
+        DeadlineExceeded: it has not ended within so many seconds; it goes on all the same."""
         last = None
         states = follow(self._caller, _convert.name_of("operations", job), Deadline(timeout))
         async with aclosing(states):
@@ -69,7 +70,8 @@ class AsyncJobs:
                 last = state
 
     async def wait(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> Job:
-        """Waits until a job SUCCEEDED, and reads it with its receipt. JobFailed: it ended otherwise."""
+        """Waits until a job SUCCEEDED, and reads it with its receipt. JobFailed: it ended otherwise. DeadlineExceeded: it has
+        not ended within so many seconds; it goes on all the same, and may be waited for again."""
         last, deadline = None, Deadline(timeout)
         async with aclosing(self.watch(job, timeout=timeout)) as progress:
             async for state in progress:
@@ -89,9 +91,9 @@ class Jobs:
         """Reads one job."""
         return finish(self._inner.get(job, timeout=timeout))
 
-    def list(self, *, filter: str = "", timeout: float | None = None) -> Iterator[Job]:
-        """Iterates the tenant's jobs."""
-        return drain(self._inner.list(filter=filter, timeout=timeout))
+    def list(self, *, page_size: int | None = None, timeout: float | None = None) -> Iterator[Job]:
+        """Iterates the tenant's jobs, oldest first. `timeout` is for each page."""
+        return drain(self._inner.list(page_size=page_size, timeout=timeout))
 
     def cancel(self, job: str | Job, *, timeout: float | None = None) -> None:
         """Asks a job to stop; it is CANCELLED once it has."""
@@ -102,11 +104,13 @@ class Jobs:
         return finish(self._inner.retry(job, timeout=timeout))
 
     def watch(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> Iterator[Job]:
-        """Iterates a job's progress: its state at once, then each change, to its end. Outlives a daemon's restart."""
+        """Iterates a job's progress: its state at once, then each change, to its end. Outlives a daemon's restart.
+        DeadlineExceeded: it has not ended within so many seconds; it goes on all the same."""
         return drain(self._inner.watch(job, timeout=timeout))
 
     def wait(self, job: str | Job, *, timeout: float = LONG_TIMEOUT) -> Job:
-        """Waits until a job SUCCEEDED, and reads it with its receipt. JobFailed: it ended otherwise."""
+        """Waits until a job SUCCEEDED, and reads it with its receipt. JobFailed: it ended otherwise. DeadlineExceeded: it has
+        not ended within so many seconds; it goes on all the same, and may be waited for again."""
         return finish(self._inner.wait(job, timeout=timeout))
 
 

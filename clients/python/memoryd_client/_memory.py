@@ -98,11 +98,14 @@ class AsyncMemory:
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> AsyncWriteResult:
-        """Writes a conversation: Messages, or dicts as chat APIs use them. `replaces`: as for write()."""
+        """Writes a conversation: Messages, or dicts as chat APIs use them. `replaces`: as for write().
+
+        Of a dict the content is one str, and `name` is the speaker. InvalidArgument where text would be lost: content that is
+        a list of parts, or tool_calls."""
         return await self._write(
             "WriteMessages",
             timeout,
-            messages=[_convert.message_out(m) for m in messages],
+            messages=list(_convert.messages_out(messages)),
             title=title,
             metadata=_convert.metadata_out(metadata),
             replaces=self._replaced(replaces),
@@ -121,7 +124,7 @@ class AsyncMemory:
     ) -> AsyncWriteResult:
         """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name.
 
-        `replaces`: as for write()."""
+        `replaces`: as for write(). OSError: the file can't be read."""
         fields = {"parent": self.name, "title": title, "metadata": _convert.metadata_out(metadata)}
         fields["replaces"] = self._replaced(replaces)
         fields["request_id"] = request_id or _wire.new_id()
@@ -136,11 +139,12 @@ class AsyncMemory:
         return self._result(response)
 
     async def search(self, query: str, *, top_k: int | None = None, timeout: float | None = None) -> list[Source]:
-        """Finds passages, best first."""
+        """Finds passages, best first. `top_k`: how many; 3 where None."""
         return await self._recall.search([self], query, top_k, timeout)
 
     async def context(self, query: str, *, max_tokens: int | None = None, timeout: float | None = None) -> Context:
-        """A text context within a token budget, for agents that use another LLM."""
+        """A text context for agents that use another LLM. `max_tokens`: its budget in tokens of the base model; 1024 where
+        None."""
         return await self._recall.context([self], query, max_tokens, timeout)
 
     def answer(
@@ -159,10 +163,14 @@ class AsyncMemory:
         no_adapter: bool = False,
         timeout: float = LONG_TIMEOUT,
     ) -> AsyncAnswer:
-        """Answers a question: iterate the result for its events. What is None is left to the daemon.
+        """Answers a question: iterate the result for its events.
 
-        `adapters`: chosen by hand in place of the active one, each with its weight, or all with weight 1. `no_adapter`: the
-        reader alone. `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not at all."""
+        `mode`: HYBRID where None. `top_k`: how many passages it may rest on; 3 where None. `max_tokens`: how long it is at
+        most, in tokens; 128 where None. `temperature`: 0, which is greedy, where None; with more, a `seed` makes it
+        repeatable. `stop`: it ends before the first of these in its text. `prior_messages`: what was said before, oldest first,
+        as for Memory.write_messages(). `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not
+        at all, 0.8 where None. `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight
+        1. `no_adapter`: the reader alone."""
         return self._recall.answer(
             [self],
             question,
@@ -221,7 +229,10 @@ class AsyncMemory:
     async def study(
         self, *, max_examples: int | None = None, request_id: str | None = None, timeout: float | None = None
     ) -> Job:
-        """Makes examples of the memory's own passages. The job ends with a StudyReceipt."""
+        """Makes examples of the memory's own passages, and of what its conversations discuss. The job ends with a StudyReceipt;
+        where the memory is studying already, it is the job that does, and `max_examples` is ignored.
+
+        `max_examples`: how many at most; 200 where None."""
         call = self._learn("StudyMemory", timeout, name=self.name, max_examples=max_examples, request_id=request_id)
         return _convert.job(await call)
 
@@ -235,7 +246,8 @@ class AsyncMemory:
         timeout: float | None = None,
     ) -> Job:
         """Trains an adapter on the memory's examples, judges it, and activates it if it answers better. The job ends with a
-        LearnReceipt; where the memory is learning already, it is the job that does.
+        LearnReceipt; where the memory is learning already, it is the job that does, and `epochs`, `keep_inactive` and `modes`
+        are ignored.
 
         `epochs`: passes over the examples; as the daemon is configured where None. `keep_inactive`: the adapter is kept
         with its verdict, and not activated. `modes`: of the contexts that it is trained on; those that answers are given in
@@ -247,7 +259,7 @@ class AsyncMemory:
                 name=self.name,
                 epochs=epochs,
                 keep_inactive=keep_inactive,
-                modes=[int(mode) for mode in modes],
+                modes=[_convert.mode_out(mode) for mode in modes],
                 request_id=request_id,
             )
         )

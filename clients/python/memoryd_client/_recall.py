@@ -24,6 +24,7 @@ class Handle(Protocol):
 
 
 Given = str | MemoryInfo | Handle
+GivenMemories = Given | Sequence[Given]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Recall:
 
     caller: Caller
 
-    async def search(self, memories: Sequence[Given], query: str, top_k: int | None, timeout: float | None) -> list[Source]:
+    async def search(self, memories: GivenMemories, query: str, top_k: int | None, timeout: float | None) -> list[Source]:
         deadline = self.caller.deadline(timeout)
         names = await _names(memories, deadline)
         response = await self.caller.unary(
@@ -40,7 +41,7 @@ class Recall:
         )
         return list(_convert.sources(response.sources))
 
-    async def context(self, memories: Sequence[Given], query: str, max_tokens: int | None, timeout: float | None) -> Context:
+    async def context(self, memories: GivenMemories, query: str, max_tokens: int | None, timeout: float | None) -> Context:
         deadline = self.caller.deadline(timeout)
         names = await _names(memories, deadline)
         response = await self.caller.unary(
@@ -50,7 +51,7 @@ class Recall:
 
     def answer(
         self,
-        memories: Sequence[Given],
+        memories: GivenMemories,
         question: str,
         *,
         prior_messages: Sequence[Message | Mapping[str, Any]],
@@ -67,8 +68,8 @@ class Recall:
                 timeout=deadline.left(),
                 memories=names,
                 question=question,
-                prior_messages=[_convert.message_out(m) for m in prior_messages],
-                mode=None if mode is None else int(mode),
+                prior_messages=list(_convert.messages_out(prior_messages)),
+                mode=None if mode is None else _convert.mode_out(mode),
                 adapters=_convert.weights_out(names, adapters),
                 **fields,
             )
@@ -76,8 +77,8 @@ class Recall:
         return AsyncAnswer(question, begin)
 
 
-async def _names(memories: Sequence[Given], deadline: Deadline) -> list[str]:
-    if isinstance(memories, str):  # a str is a sequence of str, but never meant as one
+async def _names(memories: GivenMemories, deadline: Deadline) -> list[str]:
+    if isinstance(memories, (str, MemoryInfo, Handle)):  # one alone; a str is a sequence of str, but never meant as one
         memories = [memories]
     for memory in memories:
         if isinstance(memory, Handle):

@@ -81,7 +81,8 @@ class StudyReceipt:
     questions: int
     """Questions that were made."""
     unanswerable: int
-    """Of those, dropped because the answer was not found again in the passage."""
+    """Of those, dropped because the answer was not found again in the passage, or too little of it in the chunk that a
+    conversation was asked about."""
     duplicates: int
     """Dropped because the memory has such a question already."""
     leaking: int

@@ -40,7 +40,7 @@ class Tls:
     """The name in the daemon's certificate, where it is not the target's host."""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """As grpcio takes them."""
+        """As grpcio takes them. OSError: a file can't be read."""
         ca, key, chain = (Path(p).read_bytes() if p is not None else None for p in self._files())
         return grpc.ssl_channel_credentials(ca, key, chain)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from ._admin import Admin
 from ._answer import Answer
@@ -18,6 +18,9 @@ from ._sync_memory import Memory
 from ._transport import Blocking, finish
 from ._types import Context, HealthStatus, MemoryInfo, Message, Mode, Source
 
+GivenMemories: TypeAlias = str | MemoryInfo | Memory | Sequence[str | MemoryInfo | Memory]
+"""One memory, or several."""
+
 
 class Client:
     """memoryd's client: `with Client() as client: …`. Threads may share one.
@@ -27,6 +30,8 @@ class Client:
     tls: True, or a Tls with its own certificates.
     timeout: seconds for a call with all that it takes, where the call itself is given none; None is no limit.
     retry: how calls that are safe to repeat are repeated while the daemon is unavailable; None never repeats.
+
+    InvalidArgument: the key would cross a network in the clear, or is none. OSError: a file of `tls` can't be read.
     """
 
     def __init__(
@@ -57,29 +62,30 @@ class Client:
 
     def search(
         self,
-        memories: Sequence[str | MemoryInfo | Memory],
+        memories: GivenMemories,
         query: str,
         *,
         top_k: int | None = None,
         timeout: float | None = None,
     ) -> list[Source]:
-        """Finds passages in several memories, best first."""
+        """Finds passages in one memory or several, best first. `top_k`: how many; 3 where None."""
         return finish(self._core.search(_inner(memories), query, top_k=top_k, timeout=timeout))
 
     def context(
         self,
-        memories: Sequence[str | MemoryInfo | Memory],
+        memories: GivenMemories,
         query: str,
         *,
         max_tokens: int | None = None,
         timeout: float | None = None,
     ) -> Context:
-        """A text context from several memories, within a token budget."""
+        """A text context from one memory or several, for agents that use another LLM. `max_tokens`: its budget in tokens of the
+        base model; 1024 where None."""
         return finish(self._core.context(_inner(memories), query, max_tokens=max_tokens, timeout=timeout))
 
     def answer(
         self,
-        memories: Sequence[str | MemoryInfo | Memory],
+        memories: GivenMemories,
         question: str,
         *,
         mode: Mode | None = None,
@@ -94,10 +100,14 @@ class Client:
         no_adapter: bool = False,
         timeout: float = LONG_TIMEOUT,
     ) -> Answer:
-        """Answers a question from several memories: iterate the result for its events.
+        """Answers a question from one memory or several: iterate the result for its events.
 
-        `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight 1. `no_adapter`:
-        the reader alone. `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not at all."""
+        `mode`: HYBRID where None. `top_k`: how many passages it may rest on; 3 where None. `max_tokens`: how long it is at
+        most, in tokens; 128 where None. `temperature`: 0, which is greedy, where None; with more, a `seed` makes it
+        repeatable. `stop`: it ends before the first of these in its text. `prior_messages`: what was said before, oldest first,
+        as for Memory.write_messages(). `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not
+        at all, 0.8 where None. `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight
+        1. `no_adapter`: the reader alone."""
         return Answer(
             self._core.answer(
                 _inner(memories),
@@ -135,7 +145,7 @@ class Client:
         self.close()
 
 
-def _inner(memories: Sequence[str | MemoryInfo | Memory]) -> list[str | MemoryInfo | AsyncMemory]:
-    if isinstance(memories, str):
-        return [memories]
+def _inner(memories: GivenMemories) -> list[str | MemoryInfo | AsyncMemory]:
+    if isinstance(memories, (str, MemoryInfo, Memory)):
+        memories = [memories]
     return [m._inner if isinstance(m, Memory) else m for m in memories]

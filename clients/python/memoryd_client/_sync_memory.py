@@ -73,7 +73,10 @@ class Memory:
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> WriteResult:
-        """Writes a conversation: Messages, or dicts as chat APIs use them. `replaces`: as for write()."""
+        """Writes a conversation: Messages, or dicts as chat APIs use them. `replaces`: as for write().
+
+        Of a dict the content is one str, and `name` is the speaker. InvalidArgument where text would be lost: content that is
+        a list of parts, or tool_calls."""
         write = self._inner.write_messages
         return _result(
             finish(write(messages, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
@@ -91,18 +94,19 @@ class Memory:
     ) -> WriteResult:
         """Uploads a file, or what an open binary file gives from where it stands. The title of a path is its name.
 
-        `replaces`: as for write()."""
+        `replaces`: as for write(). OSError: the file can't be read."""
         upload = self._inner.upload
         return _result(
             finish(upload(source, title=title, metadata=metadata, replaces=replaces, request_id=request_id, timeout=timeout))
         )
 
     def search(self, query: str, *, top_k: int | None = None, timeout: float | None = None) -> list[Source]:
-        """Finds passages, best first."""
+        """Finds passages, best first. `top_k`: how many; 3 where None."""
         return finish(self._inner.search(query, top_k=top_k, timeout=timeout))
 
     def context(self, query: str, *, max_tokens: int | None = None, timeout: float | None = None) -> Context:
-        """A text context within a token budget, for agents that use another LLM."""
+        """A text context for agents that use another LLM. `max_tokens`: its budget in tokens of the base model; 1024 where
+        None."""
         return finish(self._inner.context(query, max_tokens=max_tokens, timeout=timeout))
 
     def answer(
@@ -121,10 +125,14 @@ class Memory:
         no_adapter: bool = False,
         timeout: float = LONG_TIMEOUT,
     ) -> Answer:
-        """Answers a question: iterate the result for its events. What is None is left to the daemon.
+        """Answers a question: iterate the result for its events.
 
-        `adapters`: chosen by hand in place of the active one, each with its weight, or all with weight 1. `no_adapter`: the
-        reader alone. `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not at all."""
+        `mode`: HYBRID where None. `top_k`: how many passages it may rest on; 3 where None. `max_tokens`: how long it is at
+        most, in tokens; 128 where None. `temperature`: 0, which is greedy, where None; with more, a `seed` makes it
+        repeatable. `stop`: it ends before the first of these in its text. `prior_messages`: what was said before, oldest first,
+        as for Memory.write_messages(). `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not
+        at all, 0.8 where None. `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight
+        1. `no_adapter`: the reader alone."""
         return Answer(
             self._inner.answer(
                 question,
@@ -172,7 +180,10 @@ class Memory:
         )
 
     def study(self, *, max_examples: int | None = None, request_id: str | None = None, timeout: float | None = None) -> Job:
-        """Makes examples of the memory's own passages. The job ends with a StudyReceipt."""
+        """Makes examples of the memory's own passages, and of what its conversations discuss. The job ends with a StudyReceipt;
+        where the memory is studying already, it is the job that does, and `max_examples` is ignored.
+
+        `max_examples`: how many at most; 200 where None."""
         return finish(self._inner.study(max_examples=max_examples, request_id=request_id, timeout=timeout))
 
     def learn(
@@ -185,7 +196,8 @@ class Memory:
         timeout: float | None = None,
     ) -> Job:
         """Trains an adapter on the memory's examples, judges it, and activates it if it answers better. The job ends with a
-        LearnReceipt; where the memory is learning already, it is the job that does.
+        LearnReceipt; where the memory is learning already, it is the job that does, and `epochs`, `keep_inactive` and `modes`
+        are ignored.
 
         `epochs`: passes over the examples; as the daemon is configured where None. `keep_inactive`: the adapter is kept
         with its verdict, and not activated. `modes`: of the contexts that it is trained on; those that answers are given in

@@ -81,21 +81,22 @@ class Blocking:
 
 
 class Asyncio:
-    """A Transport on the running event loop. The channel is made by the first call: only then there is a loop."""
+    """A Transport on the running event loop. The channel is made by the first call: only then there is a loop. Certificates are
+    read before, so that a missing file is told where it was named."""
 
     def __init__(self, settings: Settings, user_agent: str) -> None:
-        self._settings = settings
+        self._target = settings.target
+        self._credentials = None if settings.tls is None else settings.tls.credentials()
         self._options = settings.channel_options(user_agent)
         self._made: grpc.aio.Channel | None = None
 
     @property
     def _channel(self) -> grpc.aio.Channel:
         if self._made is None:
-            to = self._settings
             self._made = (
-                grpc.aio.insecure_channel(to.target, self._options)
-                if to.tls is None
-                else grpc.aio.secure_channel(to.target, to.tls.credentials(), self._options)
+                grpc.aio.insecure_channel(self._target, self._options)
+                if self._credentials is None
+                else grpc.aio.secure_channel(self._target, self._credentials, self._options)
             )
         return self._made
 

@@ -231,7 +231,7 @@ class Usage:
     total_ms: float
     """From the call's arrival at the daemon to its end."""
     stage_ms: Mapping[str, float]
-    """Parts of time_to_first_token_ms: embed, search, load, adapter, queue, prefill."""
+    """Parts of time_to_first_token_ms: embed, search, load, queue, prefill."""
     finish_reason: FinishReason
     """Why it ended."""
     cited: tuple[int, ...] = ()
