@@ -99,9 +99,8 @@ class LocalAsker:
             return Asked([])
         requests = [discussion_request(speaker) for speaker in ("", *speakers(text)[:_SPEAKERS])]
         made = await asyncio.gather(*(self._write(DISCUSSIONS, text, title, request, scope) for request in requests))
-        written = (said.partition("\n") for said, _, _ in made)
-        pairs = [(question.strip(), answer.strip()) for question, _, answer in written if question.strip() and answer.strip()]
-        return _asked(pairs, made)
+        lines = ([line.strip() for line in said.splitlines() if line.strip()] for said, _, _ in made)
+        return _asked([(question, answer) for question, answer, *_ in filter(lambda found: len(found) > 1, lines)], made)
 
     async def _write(self, asks: str, text: str, title: str, request: str, scope: str) -> tuple[str, int, int]:
         """What it writes, tokens read, and tokens written."""

@@ -45,9 +45,10 @@ tags: [lora, question-generation]
 ---
 # Asker for {name}: {asks}
 
-The LoRA that makes {name} write {writes}, with the passage before it. memoryd's self-study uses it to make examples of a
-memory's own passages. Trained on {data}: {packs} passages of {articles} {articles_are}, {tokens:,} positions,
-{minutes:.0f} minutes on a CPU; LoRA r={rank}, alpha={alpha:g}. The base is {name}, Apache-2.0. Limits: English, and {limits}.
+The LoRA that makes {name} write {writes}, with the passage before it.
+memoryd's self-study uses it to make examples of a memory's own passages. Trained on {data}:
+{packs} passages of {articles} {articles_are}, {tokens:,} positions, {minutes:.0f} minutes on a CPU; LoRA r={rank},
+alpha={alpha:g}. The base is {name}, Apache-2.0. Limits: English, and {limits}.
 
 | loss on what it writes | |
 |---|---|

@@ -139,7 +139,11 @@ TALK = "Ann: The wall leaks.\nBob: In spring then.\nAnn: Good.\nCleo: Fine.\n"
 async def test_a_conversation_is_asked_for_what_is_discussed_and_by_whom(
     shipped: Path, ships_discussions: None, tokenizer: TextTokenizer
 ) -> None:
-    says = {"": "What of the wall?\nIt leaks.\nSo they say.", "Ann": "No answer?", "Bob": " What did Bob want? \n\n Spring. "}
+    says = {
+        "": "What of the wall?\nIt leaks. So they say.\nWhat of the ferry?\nIt leaks.",
+        "Ann": "No answer?",
+        "Bob": " What did Bob want? \n\n Spring. ",
+    }
 
     def write(request: Generation) -> str:
         prompt = prompt_of(tokenizer, request)
@@ -147,7 +151,7 @@ async def test_a_conversation_is_asked_for_what_is_discussed_and_by_whom(
 
     worker = Worker(write)
     asked = await LocalAsker(models(worker, tokenizer)).discuss(TALK, "Talk", "red's")
-    assert asked.pairs == [("What of the wall?", "It leaks.\nSo they say."), ("What did Bob want?", "Spring.")]
+    assert asked.pairs == [("What of the wall?", "It leaks. So they say."), ("What did Bob want?", "Spring.")]
     ((name, (config, _)),) = worker.loaded.items()
     assert config == b"config of talk"
     made = worker.asked[-3:]
