@@ -45,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write(folder / "squad.jsonl.xz", [squad_row("Xland", CITIES[:30]), squad_row("Yland", CITIES[30:])])
     turns = "\n".join(f"Speaker {n % 3}: I think remote number {n} is good , yeah {{vocalsound}} ." for n in range(200))
-    asked = {"question": "What about remote number 7?", "answers": ["Speaker 1 thinks that remote number 7 is good."]}
+    answer = "Speaker 1 thinks that remote number 7 is good, yeah. Speaker 2 thinks that remote number 8 is good, yeah, good."
+    asked = {"question": "What about remote number 7?", "answers": [answer]}
     write(folder / "qmsum.jsonl.xz", [{"id": str(n), "text": turns, "qa": [asked]} for n in range(2)])
     nq = [
         {

@@ -65,7 +65,8 @@ def test_of_a_meeting_the_question_is_written_with_its_answer_after_the_chunk_th
     assert [passage.title for passage in passages] == ["0", "1"]
     for passage in passages:
         assert "remote number 7 is good" in passage.text
-        wanted = "What about remote number 7?\nSpeaker 1 thinks that remote number 7 is good."
+        first, second = (f"Speaker {n} thinks that remote number {n + 6} is good, yeah" for n in (1, 2))
+        wanted = f"What about remote number 7?\n{first}. {second}, good."
         assert passage.asked == ((discussion_request(), wanted),)
     (pack, _) = packs_of(passages, tokenizer, 2, count=5, seed=1)
     ((asked, said),) = pack.questions
