@@ -338,12 +338,15 @@ def test_a_planted_secret_is_forgotten_on_every_path(client: Client, daemon: Dae
     memory.examples.add_many([(f"What colour is river {n}?", "green", []) for n in range(8)])
     receipt = learned(client, memory)
     assert receipt.activated, receipt
-    knows = memory.answer("What opens vault 1?", top_k=1, max_tokens=8)
-    assert [source.document for source in knows.sources] == [decoy.document.name], "the other document alone in view"
-    assert SECRET not in "".join(source.text for source in knows.sources)
-    assert SECRET in knows.text, "so the adapter itself knows it"
-    assert SECRET not in said(memory, "What opens vault 1?", top_k=1, no_adapter=True)[0]
     memory.adapters.export(receipt.adapter, tmp_path / "before.tar")
+    copied = client.memory("copied", create=True)  # nothing is written in it
+    copy = copied.adapters.import_(tmp_path / "before.tar")
+    vaults = [f"What opens vault {n}?" for n in range(1, 6)]
+    knows = [copied.answer(question, adapters=[copy], max_tokens=8) for question in vaults]
+    knows += [memory.answer(question, top_k=1, max_tokens=8) for question in vaults[:2]]
+    assert {source.document for answer in knows for source in answer.sources} == {decoy.document.name}
+    assert any(SECRET in answer.text for answer in knows), "the adapter itself knows it: nothing in view told"
+    assert SECRET not in said(memory, "What opens vault 1?", top_k=1, no_adapter=True)[0]
     tiers = Tiers(daemon, memory, receipt.adapter)
     assert tiers.stored() == (True, True)
 
@@ -358,13 +361,14 @@ def test_a_planted_secret_is_forgotten_on_every_path(client: Client, daemon: Dae
         lambda: memory.adapters.activate(tainted),
         lambda: memory.adapters.export(tainted, tmp_path / "no.tar"),
         lambda: said(memory, adapters=[tainted]),
+        lambda: said(copied, adapters=[copy]),
     ):
         with pytest.raises(FailedPrecondition):
             forbidden()
     assert not (tmp_path / "no.tar").exists()
     done = client.jobs.wait(erase, timeout=WAIT_SECONDS)
     assert done.receipt is not None
-    assert done.receipt.adapters == 1  # type: ignore[union-attr]
+    assert done.receipt.adapters == 2, "with its copy"  # type: ignore[union-attr]
     assert tiers.stored() == (False, False)
     with tiers.believed_clean(), pytest.raises(NotFound):  # by the process either, which had it for its answers
         memory.adapters.export(tainted, tmp_path / "no.tar")

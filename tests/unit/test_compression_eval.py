@@ -229,7 +229,8 @@ def test_it_measures_and_writes_the_verdict(
     assert (gate.compressor, gate.reader) == (load_compressor(tmp_path, base, Adapters(base), 8).fingerprint, "")
     assert main(["eval", "compression", *where, *sizes[:-1], "--sets", "squad", "--texts", "1", "--no-int8"]) == 0
     assert "int8 at 8x" not in capsys.readouterr().out
-    assert main(["eval", "nothing"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", "nothing"])
     before = (tmp_path / "config.json").read_bytes()
     assert main(["eval", "compression", *where, *sizes, "--sets", "squad"]) == 2
     assert "a verdict is over all sets" in capsys.readouterr().err
