@@ -38,6 +38,7 @@ os.execvpe(sys.argv[2], sys.argv[2:], os.environ)
 """
 _LOG_BYTES = 16 << 20  # a longer log is put aside at the next start, in place of the one before
 _PROBE_SECONDS = 0.05  # between looks at a child that starts
+_WORKS = 0.1  # of a core at least, is what one uses that does something
 
 
 class ChildState(enum.StrEnum):
@@ -107,6 +108,14 @@ class ChildProcess:
         except BaseException:
             await self.kill()
             raise
+
+    def cpu_seconds(self) -> float:
+        """That it has used, all its threads together; 0 while it does not run."""
+        try:
+            used = psutil.Process(self.pid).cpu_times() if self.pid is not None else None
+        except psutil.Error:
+            return 0.0
+        return used.user + used.system if used else 0.0
 
     async def healthy(self) -> bool:
         """Whether it runs and answers its probe in time."""
@@ -199,6 +208,7 @@ class Backoff:
     healthy_after: float = 30.0  # alive for this long, it starts from `first` again
     probe_every: float = 5.0
     probe_failures: int = 3  # in a row, and it hangs: it is killed and restarted
+    busy_failures: int = 12  # of one that works meanwhile: where the machine is busy, an answer may be minutes late
 
 
 async def supervise(
@@ -235,15 +245,22 @@ async def supervise(
 
 async def _until_down(child: ChildProcess, backoff: Backoff) -> str:
     """Returns why it is down."""
-    failures = 0
+    loop = asyncio.get_running_loop()
+    failures = idle = 0  # in a row, and those of them in which it did nothing either
+    looked, used = loop.time(), child.cpu_seconds()
     ended = asyncio.ensure_future(child.wait())
     try:
-        while failures < backoff.probe_failures:
+        while idle < backoff.probe_failures and failures < backoff.busy_failures:
             done, _ = await asyncio.wait({ended}, timeout=backoff.probe_every)
             if done:
                 await child.kill()  # what it started must not outlive it
                 return f"{child.spec.name} ended with exit code {ended.result()}"
-            failures = 0 if await child.healthy() else failures + 1
+            if await child.healthy():
+                failures = idle = 0
+            else:
+                failures += 1
+                idle += child.cpu_seconds() - used < _WORKS * (loop.time() - looked)
+            looked, used = loop.time(), child.cpu_seconds()
     finally:
         ended.cancel()
     await child.kill()

@@ -226,6 +226,42 @@ async def test_a_child_that_hangs_is_replaced(tmp_path: Path) -> None:
         assert any("did not answer" in why for why in watch.whys)
 
 
+async def test_one_that_works_and_does_not_answer_is_given_longer(tmp_path: Path) -> None:
+    """A worker that shares its cores with others answered for half a minute to nothing, and learned all the while."""
+    spins = (sys.executable, "-c", "while True: pass")
+    asked = 0
+
+    async def answers_late() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked < 3 or asked > 12  # it starts with two
+
+    patient = Backoff(first=0.01, most=0.02, probe_every=0.2, probe_failures=2, busy_failures=20)
+    process = child(tmp_path, *spins, ready=answers_late)
+    async with supervised(process, patient) as watch:
+        await watch.until(lambda: ChildState.READY in watch.states)
+        pid = process.pid
+        async with asyncio.timeout(60):
+            while asked < 15:  # noqa: ASYNC110  # of probes, which nobody announces
+                await asyncio.sleep(0.01)
+        assert (process.pid, ChildState.DOWN in watch.states) == (pid, False)
+
+
+async def test_one_that_works_and_never_answers_hangs_too(tmp_path: Path) -> None:
+    started = False
+
+    async def once() -> bool:
+        nonlocal started
+        was, started = started, True
+        return not was
+
+    spins = (sys.executable, "-c", "while True: pass")
+    patient = Backoff(first=0.01, most=0.02, probe_every=0.05, probe_failures=2, busy_failures=6)
+    async with supervised(child(tmp_path, *spins, ready=once, start_timeout=5.0), patient) as watch:
+        await watch.until(lambda: ChildState.DOWN in watch.states)
+        assert "did not answer" in next(filter(None, watch.whys))
+
+
 async def test_a_child_that_ignores_the_signal_is_killed_with_what_it_started(tmp_path: Path) -> None:
     code = (
         "import signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
