@@ -10,6 +10,7 @@ the fingerprint, and never loads a weight.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -135,17 +136,25 @@ def fingerprint(path: Path) -> str:
     Tensors are hashed by name, type, shape and bytes, so that the same model saved by another version of transformers,
     or in other shards, is the same model. The cache is trusted while every file's size and time are what they were.
     """
-    weights, stamp = sorted(path.glob("*.safetensors")), _stamp(path)
-    cache = path / _FINGERPRINT_FILE
+    stamp, cache = _stamp(path), path / _FINGERPRINT_FILE
     try:
         known = json.loads(cache.read_text())
         if known["files"] == stamp:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # absent or unreadable: hash again
+    value = _hash(path, json.dumps(stamp))
+    _write_cache(cache, {"sha256": value, "files": stamp})
+    return value
+
+
+@functools.lru_cache(maxsize=4)  # where the directory is read-only there is no other cache, and a start asks twice
+def _hash(path: Path, stamp: str) -> str:
+    """Of the files of this stamp."""
     digest = hashlib.sha256()
     config = json.loads((path / "config.json").read_text())
     digest.update(json.dumps({k: config[k] for k in _COMPUTES if config.get(k) is not None}, sort_keys=True).encode())
+    weights = sorted(path.glob("*.safetensors"))
     for name, file, start, header in sorted(_tensors(weights), key=lambda t: t[0]):
         low, high = header["data_offsets"]
         digest.update(f"\0{name}\0{header['dtype']}\0{header['shape']}\0".encode())
@@ -153,9 +162,7 @@ def fingerprint(path: Path) -> str:
             stream.seek(start + low)
             for at in range(low, high, 1 << 20):
                 digest.update(stream.read(min(1 << 20, high - at)))
-    value = digest.hexdigest()
-    _write_cache(cache, {"sha256": value, "files": stamp})
-    return value
+    return digest.hexdigest()
 
 
 def _stamp(path: Path) -> dict[str, list[int]]:

@@ -30,10 +30,10 @@ class Output:
 
 def told(error: Exception) -> MemorydError:
     """The error as a caller may see it."""
-    import torch
-
     if isinstance(error, MemorydError):
         return error
+    import torch
+
     if isinstance(error, torch.OutOfMemoryError):
         return ResourceExhausted("the device has no memory left for this", reason="DEVICE_MEMORY")
     told = MemorydError(f"a step failed: {type(error).__name__}")  # the type only: a message may quote a text

@@ -99,8 +99,8 @@ class LocalAsker:
             return Asked([])
         requests = [discussion_request(speaker) for speaker in ("", *speakers(text)[:_SPEAKERS])]
         made = await asyncio.gather(*(self._write(DISCUSSIONS, text, title, request, scope) for request in requests))
-        lines = ([line.strip() for line in said.splitlines() if line.strip()] for said, _, _ in made)
-        return _asked([(question, answer) for question, answer, *_ in filter(lambda found: len(found) > 1, lines)], made)
+        written = ([line.strip() for line in said.splitlines() if line.strip()] for said, _, _ in made)
+        return _asked([(lines[0], lines[1]) for lines in written if len(lines) > 1], made)
 
     async def _write(self, asks: str, text: str, title: str, request: str, scope: str) -> tuple[str, int, int]:
         """What it writes, tokens read, and tokens written."""

@@ -7,6 +7,7 @@ answer is a few sentences that stand nowhere as they are: such an answer is held
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from memoryd.learn.bm25 import words
 
@@ -25,10 +26,10 @@ _SAY_NOTHING = set(
 def speakers(text: str) -> list[str]:
     """Those who speak in it, by the number of their turns; nobody where it is no conversation: what has a turn on most of its
     lines, of two or more, one of whom speaks again. The head of a mail and a list of notes are none."""
-    turns = [turn["who"] for turn in _TURN.finditer(text)]
-    found = sorted(dict.fromkeys(turns), key=turns.count, reverse=True)
+    turns = Counter(turn["who"] for turn in _TURN.finditer(text))
     lines = sum(bool(line.strip()) for line in text.splitlines())
-    return found if 1 < len(found) < len(turns) and 2 * len(turns) > lines else []
+    talks = 1 < len(turns) < turns.total() and 2 * turns.total() > lines
+    return [who for who, _ in turns.most_common()] if talks else []
 
 
 def discussion_request(speaker: str = "") -> str:

@@ -102,12 +102,7 @@ class Client:
     ) -> Answer:
         """Answers a question from one memory or several: iterate the result for its events.
 
-        `mode`: HYBRID where None. `top_k`: how many passages it may rest on; 3 where None. `max_tokens`: how long it is at
-        most, in tokens; 128 where None. `temperature`: 0, which is greedy, where None; with more, a `seed` makes it
-        repeatable. `stop`: it ends before the first of these in its text. `prior_messages`: what was said before, oldest first,
-        as for Memory.write_messages(). `repeat_penalty`: how strongly it is kept from repeating itself word for word; 0 is not
-        at all, 0.8 where None. `adapters`: chosen by hand in place of the active ones, each with its weight, or all with weight
-        1. `no_adapter`: the reader alone."""
+        The other arguments are those of Memory.answer(). `adapters` may be of any of these memories."""
         return Answer(
             self._core.answer(
                 _inner(memories),
